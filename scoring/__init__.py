@@ -1,0 +1,1 @@
+"""Scheduled batch scoring of huge fleets of per-device anomaly models."""

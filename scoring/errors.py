@@ -1,0 +1,78 @@
+"""Every error that this project raises on purpose.
+
+::
+
+    ScoringError
+    |-- BadInput                what somebody gave us is wrong; the same again fails again
+    |   |-- Misconfigured       settings, missing or wrong: all of them named at once
+    |   |-- UnreadableSource    a file of readings as a whole: header, encoding, not there
+    |   |-- InvalidFleet        a fleet file: missing, truncated, tampered, of another format
+    |   |-- ModelRefused        one model file that an import does not accept
+    |   `-- InvalidPart         an input or prediction part: not Parquet, columns, row count
+    |-- NotFound                no such run, blob, model
+    |-- Conflict                somebody else holds it, or its state does not allow this
+    |-- Transient               busy, locked, unreachable: the same again may succeed
+    |-- StorageUnusable         disk full, folder read-only, database file damaged
+    `-- EngineFailed            the engine gave up on a run; carries the cause
+
+Adapters translate foreign errors into these once, at their edge, with ``raise ... from``.
+Handlers let them pass. ``Transient`` is the only one worth a retry.
+"""
+
+
+class ScoringError(Exception):
+    """Base of all errors of this project; its text is one sentence for a person."""
+
+
+class BadInput(ScoringError):
+    """What was given is wrong, and giving it again fails again."""
+
+
+class Misconfigured(BadInput):
+    """Settings that are missing or wrong.
+
+    Parameters
+    ----------
+    problems
+        Every problem found, each naming its setting.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("settings: " + "; ".join(problems))
+        self.problems = problems
+
+
+class UnreadableSource(BadInput):
+    """A file of readings that cannot be read as a whole."""
+
+
+class InvalidFleet(BadInput):
+    """A fleet file that is missing, truncated, tampered with or of an unknown format."""
+
+
+class ModelRefused(BadInput):
+    """A model file that an import does not accept; the text gives the reason."""
+
+
+class InvalidPart(BadInput):
+    """An input or prediction part that does not have the agreed form."""
+
+
+class NotFound(ScoringError):
+    """The named thing does not exist."""
+
+
+class Conflict(ScoringError):
+    """Another process holds the thing, or its state does not allow what was asked."""
+
+
+class Transient(ScoringError):
+    """Busy, locked or unreachable: the same again may succeed."""
+
+
+class StorageUnusable(ScoringError):
+    """The disk is full, the folder is read-only, or the database file is damaged."""
+
+
+class EngineFailed(ScoringError):
+    """The engine gave up on a run; the text is the cause in one line."""

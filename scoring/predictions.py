@@ -1,0 +1,141 @@
+"""The files of a run: input parts (windows to score) and prediction parts (their scores)."""
+
+import io
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scoring.errors import InvalidPart
+
+FEATURES = ("mean", "std", "min", "max", "last", "count")
+"""What a model may be scored on: columns of an input part, all float64 but count."""
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_INSTANT = pa.timestamp("us", tz="UTC")
+
+INPUT_SCHEMA = pa.schema(
+    [
+        pa.field("device", _NAME, nullable=False),
+        pa.field("sensor", _NAME, nullable=False),
+        pa.field("window_start", _INSTANT, nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+        pa.field("mean", pa.float64(), nullable=False),
+        pa.field("std", pa.float64(), nullable=False),
+        pa.field("min", pa.float64(), nullable=False),
+        pa.field("max", pa.float64(), nullable=False),
+        pa.field("last", pa.float64(), nullable=False),
+    ]
+)
+"""One row a window, ordered by device, sensor and window start. ``std`` is of the population."""
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("device", _NAME, nullable=False),
+        pa.field("sensor", _NAME, nullable=False),
+        pa.field("window_start", _INSTANT, nullable=False),
+        # Minus scikit-learn's decision function: higher is more anomalous. Null if not scored.
+        pa.field("anomaly_score", pa.float64()),
+        pa.field("is_anomaly", pa.bool_()),
+        pa.field("status", _NAME, nullable=False),
+        pa.field("reason", _NAME),
+    ]
+)
+"""One row for every input row, in the same order."""
+
+
+class Status(StrEnum):
+    """What became of one input row."""
+
+    SCORED = "scored"
+    NO_MODEL = "no_model"
+    MODEL_FAILED = "model_failed"
+    INVALID_FEATURES = "invalid_features"
+
+
+@dataclass(frozen=True, slots=True)
+class PartSummary:
+    """Row counts of one prediction part; ``scored + not_scored == rows``."""
+
+    rows: int
+    scored: int
+    anomalies: int
+    not_scored: int
+
+
+def write_table(table: pa.Table) -> bytes:
+    """Parquet bytes of a part (zstd); equal tables give equal bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Table:
+    """Read a part and check that it has the schema's columns, types and no nulls where none may be.
+
+    Parameters
+    ----------
+    name
+        Says which part is wrong, in the error.
+
+    Raises
+    ------
+    InvalidPart
+        Not Parquet, a missing column, another type, or a null in a column that has none.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        message = f"{name} is not a readable Parquet file: {error}"
+        raise InvalidPart(message) from error
+    if missing := [field.name for field in schema if field.name not in table.column_names]:
+        message = f"{name} has no column {', '.join(missing)}"
+        raise InvalidPart(message)
+    try:
+        table = table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        message = f"{name} does not have the agreed column types: {error}"
+        raise InvalidPart(message) from error
+    if nulls := [f.name for f in schema if not f.nullable and table[f.name].null_count]:
+        message = f"{name} has empty values in {', '.join(nulls)}"
+        raise InvalidPart(message)
+    return table
+
+
+def read_predictions(data: bytes, name: str) -> pa.Table:
+    """Read a prediction part; a scored row has a finite score and a label, any other has neither.
+
+    Raises
+    ------
+    InvalidPart
+        As `read_table`, or a row says ``scored`` without a score, or the reverse.
+    """
+    table = read_table(data, PREDICTION_SCHEMA, name)
+    scored = pc.equal(table["status"], Status.SCORED)
+    with_score = pc.and_(
+        pc.fill_null(pc.is_finite(table["anomaly_score"]), fill_value=False),
+        pc.is_valid(table["is_anomaly"]),
+    )
+    if not scored.equals(with_score):
+        message = f"{name} has rows whose status and score contradict each other"
+        raise InvalidPart(message)
+    return table
+
+
+def summarise(predictions: pa.Table) -> PartSummary:
+    """Count what a prediction part says."""
+    scored = pc.sum(pc.equal(predictions["status"], Status.SCORED)).as_py() or 0
+    anomalies = pc.sum(predictions["is_anomaly"]).as_py() or 0
+    rows = predictions.num_rows
+    return PartSummary(rows, scored, anomalies, rows - scored)
+
+
+def feature_matrix(part: pa.Table, features: tuple[str, ...]) -> np.ndarray:
+    """The named features of an input part as float64, shape (rows, features)."""
+    matrix = np.empty((part.num_rows, len(features)))
+    for column, feature in enumerate(features):
+        matrix[:, column] = part[feature].to_numpy()
+    return matrix

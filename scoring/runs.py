@@ -1,0 +1,189 @@
+"""Scoring runs: their states, names and parts."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from zlib import crc32
+
+from scoring.errors import BadInput, Conflict
+
+
+class RunState(StrEnum):
+    """Where a run stands. Each state is persisted before the next step begins."""
+
+    CLAIMING = "claiming"
+    CLAIMED = "claimed"
+    EXPORTED = "exported"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    SCORED = "scored"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing can follow."""
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELED})
+ACTIVE = tuple(state for state in RunState if state not in TERMINAL)
+
+_ENDINGS = frozenset({RunState.FAILED, RunState.CANCELED})
+_NEXT: dict[RunState, frozenset[RunState]] = {
+    RunState.CLAIMING: _ENDINGS | {RunState.CLAIMED},
+    RunState.CLAIMED: _ENDINGS | {RunState.EXPORTED},
+    RunState.EXPORTED: _ENDINGS | {RunState.SUBMITTED},
+    # An engine may be done before anybody saw it running.
+    RunState.SUBMITTED: _ENDINGS | {RunState.RUNNING, RunState.SCORED},
+    RunState.RUNNING: _ENDINGS | {RunState.SCORED},
+    RunState.SCORED: _ENDINGS | {RunState.COMPLETED},
+    RunState.COMPLETED: frozenset(),
+    RunState.FAILED: frozenset(),
+    RunState.CANCELED: frozenset(),
+}
+
+
+def check_transition(run_id: str, current: RunState, new: RunState) -> None:
+    """Raise unless `new` may follow `current`.
+
+    Raises
+    ------
+    Conflict
+        Naming the run and both states.
+    """
+    if new not in _NEXT[current]:
+        message = f"run {run_id} is {current} and cannot become {new}"
+        raise Conflict(message)
+
+
+def may_follow(new: RunState) -> tuple[RunState, ...]:
+    """All states that `new` may follow: what a conditional update asks for."""
+    return tuple(state for state in RunState if new in _NEXT[state])
+
+
+def run_id(now: datetime, nonce: str) -> str:
+    """Name a run, for example ``r20261122T230000Z-1a2b3c``.
+
+    Parameters
+    ----------
+    now
+        Aware, in UTC.
+    nonce
+        Six hexadecimal digits that keep two runs of one second apart.
+    """
+    return f"r{now:%Y%m%dT%H%M%SZ}-{nonce}"
+
+
+def part_of(device: str, sensor: str, parts: int) -> int:
+    """Which of `parts` a sensor belongs to: the same one in every process and run.
+
+    CRC-32 over both names: fast, stable across versions, and even enough for files.
+    """
+    return crc32(sensor.encode(), crc32(b"\0", crc32(device.encode()))) % parts
+
+
+def part_name(part: int) -> str:
+    """File name of an input part and of its prediction part, ``part-00042.parquet``."""
+    return f"part-{part:05d}.parquet"
+
+
+def input_prefix(run: str, export: str) -> str:
+    """Where an export of a run puts its input parts.
+
+    `export` names the attempt: two exports of one run, one of them in a process believed dead,
+    never write to the same files.
+    """
+    return f"runs/{run}/input/{export}/"
+
+
+def prediction_prefix(run: str) -> str:
+    """Where a run's prediction parts land."""
+    return f"predictions/{run}/"
+
+
+def parse_prediction_name(name: str) -> tuple[str, int]:
+    """Split ``predictions/<run>/part-00042.parquet`` into the run's id and the part's number.
+
+    Raises
+    ------
+    BadInput
+        The name is not of that form.
+    """
+    match name.split("/"):
+        case ["predictions", run, file] if _is_part_name(file):
+            return run, int(file[5:-8])
+    message = f"{name!r} is not the name of a prediction part (predictions/<run>/part-NNNNN.parquet)"
+    raise BadInput(message)
+
+
+def _is_part_name(file: str) -> bool:
+    digits = file.removeprefix("part-").removesuffix(".parquet")
+    return digits.isascii() and digits.isdigit() and file == part_name(int(digits))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One input part of a run: its number and how many windows were exported into it."""
+
+    number: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRun:
+    """One scoring of a set of windows.
+
+    Attributes
+    ----------
+    number
+        Order of claiming; a prediction of a higher number replaces one of a lower.
+    final_before
+        Only windows ending at or before this instant belong to the run, epoch microseconds, UTC.
+    export
+        The attempt whose input parts count, empty until the run is exported.
+    cause
+        Why the run failed or is incomplete, one line, else empty.
+    """
+
+    number: int
+    run_id: str
+    state: RunState
+    trigger: str
+    fleet_version: str
+    final_before: int
+    created_at: int
+    export: str = ""
+    cause: str = ""
+
+    @property
+    def input_prefix(self) -> str:
+        """Where the input parts that count stand."""
+        return input_prefix(self.run_id, self.export)
+
+    @property
+    def prediction_prefix(self) -> str:
+        """Where the prediction parts land."""
+        return prediction_prefix(self.run_id)
+
+
+def missing_parts(expected: Iterable[Part], indexed: dict[int, int]) -> list[str]:
+    """What keeps a scored run from being complete, a sentence a part.
+
+    Parameters
+    ----------
+    expected
+        The exported parts.
+    indexed
+        Rows indexed so far by part number.
+    """
+    problems = []
+    for part in expected:
+        rows = indexed.get(part.number)
+        if rows is None:
+            problems.append(f"{part_name(part.number)}: no predictions")
+        elif rows != part.rows:
+            problems.append(f"{part_name(part.number)}: {rows} predictions for {part.rows} windows")
+    return problems
