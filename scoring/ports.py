@@ -1,10 +1,19 @@
 """What the handlers need of the outside world, and nothing of how it is done."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
+
+import pyarrow as pa
+
+from scoring.aggregates import Partials
+from scoring.ledger import Epoch
+from scoring.readings import EventBatch, Partition
+from scoring.runs import Part, RunState, ScoringRun
+from scoring.windows import PartitionProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +99,167 @@ class Engine(Protocol):
 
     def cancel(self, run_id: str) -> None:
         """Stop the run; nothing happens if it is unknown or has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReject:
+    """An element that could not be read, where it stood, and why."""
+
+    epoch: int
+    sequence_number: int
+    position: int
+    enqueued_time: int
+    reason: str
+    detail: str
+    body: bytes
+    connection_device_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One file of the raw store: a row of its manifest."""
+
+    epoch: int
+    first_sequence: int
+    last_sequence: int
+    blob: str
+    readings: int
+
+
+@dataclass(frozen=True, slots=True)
+class IngestChange:
+    """All that one event batch changes in one partition.
+
+    Attributes
+    ----------
+    epochs
+        The ledger's epochs that changed, as they are now.
+    watermark, last_enqueued
+        The partition's, after the batch.
+    events, late
+        How many were new; how many of their readings came to windows already final.
+    """
+
+    epochs: tuple[Epoch, ...]
+    partials: Partials
+    rejects: list[StoredReject]
+    segments: list[Segment]
+    watermark: int | None
+    last_enqueued: int
+    events: int
+    readings: int
+    late: int
+
+
+class IngestTransaction(Protocol):
+    """A partition's ledger, locked against other writers of the partition."""
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """What has been applied so far."""
+
+    @property
+    def progress(self) -> PartitionProgress | None:
+        """The partition's watermark before the batch; None if the partition is new."""
+
+    def save(self, change: IngestChange) -> None:
+        """Write everything that the batch changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Sequence numbers of a partition that were never delivered, both ends included."""
+
+    partition: Partition
+    epoch: int
+    first: int
+    last: int
+    state: str
+
+
+class IngestStore(Protocol):
+    """Where the ledger, the window partials and the rejects are."""
+
+    def transaction(self, partition: Partition) -> AbstractContextManager[IngestTransaction]:
+        """Lock a partition; commits when the block ends, undoes all of it if the block raises."""
+
+    def end_partition(self, partition: Partition) -> None:
+        """Note that nothing will follow: the partition holds no window open any longer."""
+
+    def gaps(self) -> list[Gap]:
+        """All gaps on record, repaired and lost ones too."""
+
+    def mark_lost(self, gap: Gap) -> None:
+        """Note that a range, part of an open gap, can no longer be had from the hub."""
+
+
+class EventLog(Protocol):
+    """The hub's retained events, for reading again what was not delivered."""
+
+    def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
+        """Give the retained events of a range of sequence numbers, in event batches."""
+
+    def oldest(self, partition: Partition) -> int | None:
+        """The lowest sequence number still retained; None if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedPart:
+    """What the index knows of one prediction part."""
+
+    number: int
+    rows: int
+    etag: str | None = None
+    indexed_rows: int | None = None
+    scored: int | None = None
+    anomalies: int | None = None
+
+
+class RunStore(Protocol):
+    """Where runs, their claims and their predictions are."""
+
+    def begin_run(self, run: ScoringRun) -> ScoringRun | None:
+        """Record a new run in state ``claiming``, with its number.
+
+        Gives the run that is claiming already instead, if there is one, and None if no pending
+        window ends at or before ``run.final_before``.
+        """
+
+    def claim(self, run: ScoringRun, limit: int) -> int:
+        """Take about `limit` pending final windows for the run; 0 when none are left."""
+
+    def claimed(self, run: ScoringRun) -> Iterator[Partials]:
+        """Give the run's windows, merged over partitions, ordered by device, sensor and start.
+
+        In sets of bounded size; no window is split over two of them.
+        """
+
+    def record_export(self, run: ScoringRun, export: str, parts: list[Part]) -> bool:
+        """Make an export the one that counts; False if another one was first."""
+
+    def transition(self, run: ScoringRun, new: RunState, now: int, cause: str = "") -> bool:
+        """Move a run on; False if it was in no state that `new` may follow."""
+
+    def release(self, run: ScoringRun, limit: int) -> int:
+        """Give about `limit` of a run's windows back as pending; 0 when none are left."""
+
+    def note(self, run: ScoringRun, cause: str) -> None:
+        """Set the run's cause and nothing else."""
+
+    def run(self, run_id: str) -> ScoringRun:
+        """Give one run; raise `NotFound` where there is none."""
+
+    def active_runs(self) -> list[ScoringRun]:
+        """Give the runs that have not ended, oldest first."""
+
+    def parts(self, run: ScoringRun) -> list[IndexedPart]:
+        """Give the exported parts of a run with what was indexed of them."""
+
+    def index_part(self, run: ScoringRun, part: int, etag: str, predictions: pa.Table) -> bool:
+        """Replace what a prediction part said before; False if this content is indexed already.
+
+        A prediction of a newer run is never overwritten.
+        """
+
+    def progress(self) -> list[PartitionProgress]:
+        """How far each partition has come."""

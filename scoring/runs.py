@@ -115,7 +115,9 @@ def parse_prediction_name(name: str) -> tuple[str, int]:
     match name.split("/"):
         case ["predictions", run, file] if _is_part_name(file):
             return run, int(file[5:-8])
-    message = f"{name!r} is not the name of a prediction part (predictions/<run>/part-NNNNN.parquet)"
+    message = (
+        f"{name!r} is not the name of a prediction part (predictions/<run>/part-NNNNN.parquet)"
+    )
     raise BadInput(message)
 
 

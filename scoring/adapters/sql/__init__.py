@@ -1,0 +1,1 @@
+"""The stores in SQL: schema, migrations, and one module for each port."""

@@ -1,0 +1,207 @@
+"""The ledger, the window partials and the rejects in SQL."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from scoring import ledger
+from scoring.adapters.sql import bulk
+from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.schema import epochs, gaps, partitions, rejects, segments
+from scoring.ledger import Epoch
+from scoring.ports import Gap, IngestChange
+from scoring.readings import Partition
+from scoring.windows import PartitionProgress
+
+GapRow = Row[Any]
+"""A row of the table `gaps`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    """A locked partition; implements `ports.IngestTransaction`."""
+
+    connection: Connection
+    partition: str
+    epochs: tuple[Epoch, ...]
+    progress: PartitionProgress | None
+
+    def save(self, change: IngestChange) -> None:
+        """Write everything that the batch changes."""
+        for epoch in change.epochs:
+            self._save_epoch(epoch)
+        bulk.merge_partials(self.connection, self.partition, change.partials)
+        bulk.insert(self.connection, rejects, self._reject_rows(change))
+        bulk.insert(
+            self.connection,
+            segments,
+            [
+                (self.partition, s.epoch, s.first_sequence, s.blob, s.last_sequence, s.readings)
+                for s in change.segments
+            ],
+        )
+        self._save_partition(change)
+
+    def _save_partition(self, change: IngestChange) -> None:
+        table = partitions.c
+        statement = (
+            update(partitions)
+            .where(table.partition == self.partition)
+            .values(
+                watermark=change.watermark,
+                last_enqueued=change.last_enqueued,
+                events=table.events + change.events,
+                readings=table.readings + change.readings,
+                rejects=table.rejects + len(change.rejects),
+                late=table.late + change.late,
+            )
+        )
+        self.connection.execute(statement)
+
+    def _reject_rows(self, change: IngestChange) -> list[bulk.Row]:
+        return [
+            (
+                *(self.partition, r.epoch, r.sequence_number, r.position, r.enqueued_time),
+                *(r.reason, r.detail[:400], r.body, r.connection_device_id, False),
+            )
+            for r in change.rejects
+        ]
+
+    def _save_epoch(self, epoch: Epoch) -> None:
+        key = (epochs.c.partition == self.partition) & (epochs.c.epoch == epoch.number)
+        values = {
+            "first_sequence": epoch.first_sequence,
+            "high_water": epoch.high_water,
+            "first_enqueued": epoch.first_enqueued,
+            "last_enqueued": epoch.last_enqueued,
+        }
+        if not self.connection.execute(update(epochs).where(key).values(values)).rowcount:
+            values |= {"partition": self.partition, "epoch": epoch.number}
+            self.connection.execute(insert(epochs).values(values))
+        before = next((e for e in self.epochs if e.number == epoch.number), None)
+        if (before.gaps if before else ()) != epoch.gaps:
+            self._save_gaps(epoch)
+
+    def _save_gaps(self, epoch: Epoch) -> None:
+        """Shrink, split and close the rows of gaps, and add the new ones."""
+        rows = _open_gaps(self.connection, self.partition, epoch.number)
+        known = [(row.first_sequence, row.last_sequence) for row in rows]
+        for row, gap in zip(rows, known, strict=True):
+            rest = [open_ for open_ in epoch.gaps if gap[0] <= open_[0] <= gap[1]]
+            if rest != [gap]:
+                self._split_gap(row, rest)
+        new = [gap for gap in epoch.gaps if not any(a <= gap[0] <= b for a, b in known)]
+        _insert_gaps(self.connection, self.partition, epoch.number, "open", new)
+
+    def _split_gap(self, row: GapRow, rest: list[ledger.Range]) -> None:
+        repaired = [(row.first_sequence, row.last_sequence)]
+        for first, last in rest:
+            repaired = [piece for old in repaired for piece in ledger.without(old, first, last)]
+        _replace_gap(self.connection, row, [(row.state, rest), ("repaired", repaired)])
+
+
+class SqlIngestStore:
+    """Implements `ports.IngestStore` on any database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextmanager
+    def transaction(self, partition: Partition) -> Iterator[_Transaction]:
+        """Lock a partition; commits when the block ends, undoes all of it if the block raises."""
+        name = str(partition)
+        with self._database.write() as connection:
+            progress = _lock(connection, name)
+            yield _Transaction(connection, name, _read_epochs(connection, name), progress)
+
+    def end_partition(self, partition: Partition) -> None:
+        """Note that nothing will follow."""
+        with self._database.write() as connection:
+            statement = update(partitions).where(partitions.c.partition == str(partition))
+            connection.execute(statement.values(ended=True))
+
+    def gaps(self) -> list[Gap]:
+        """All gaps on record, in the order of partitions and sequence numbers."""
+        statement = select(gaps).order_by(gaps.c.partition, gaps.c.epoch, gaps.c.first_sequence)
+        with self._database.read() as connection:
+            return [
+                Gap(parse_partition(row.partition), row.epoch, *row[2:])
+                for row in connection.execute(statement)
+            ]
+
+    def mark_lost(self, gap: Gap) -> None:
+        """Note that a range, part of an open gap, can no longer be had from the hub."""
+        name = str(gap.partition)
+        with self._database.write() as connection:
+            _lock(connection, name)
+            for row in _open_gaps(connection, name, gap.epoch):
+                old = (row.first_sequence, row.last_sequence)
+                rest = ledger.without(old, gap.first, gap.last)
+                if row.state == "open" and rest != [old]:
+                    lost = [(max(old[0], gap.first), min(old[1], gap.last))]
+                    _replace_gap(connection, row, [("open", rest), ("lost", lost)])
+
+
+def parse_partition(name: str) -> Partition:
+    """Split the stored name ``hub/id`` of a partition."""
+    hub, _, number = name.rpartition("/")
+    return Partition(hub, number)
+
+
+def _lock(connection: Connection, partition: str) -> PartitionProgress | None:
+    """Take the partition's row lock; gives None for a partition that is new."""
+    mine = partitions.c.partition == partition
+    # An update that changes nothing: every engine locks the row for it, without lock hints.
+    touch = update(partitions).where(mine).values(ended=partitions.c.ended)
+    if not connection.execute(touch).rowcount:
+        values = {"events": 0, "readings": 0, "rejects": 0, "late": 0, "last_enqueued": 0}
+        statement = insert(partitions).values(partition=partition, ended=False, **values)
+        connection.execute(statement)
+        return None
+    columns = (partitions.c.watermark, partitions.c.last_enqueued, partitions.c.ended)
+    return PartitionProgress(*connection.execute(select(*columns).where(mine)).one())
+
+
+def _read_epochs(connection: Connection, partition: str) -> tuple[Epoch, ...]:
+    statement = select(epochs).where(epochs.c.partition == partition).order_by(epochs.c.epoch)
+    return tuple(
+        Epoch(
+            *(row.epoch, row.first_sequence, row.high_water),
+            *(row.first_enqueued, row.last_enqueued),
+            gaps=tuple(
+                (gap.first_sequence, gap.last_sequence)
+                for gap in _open_gaps(connection, partition, row.epoch)
+            ),
+        )
+        for row in connection.execute(statement)
+    )
+
+
+def _open_gaps(connection: Connection, partition: str, epoch: int) -> list[GapRow]:
+    """Rows of what was never applied: open gaps, and lost ones, which may yet turn up."""
+    statement = (
+        select(gaps)
+        .where(gaps.c.partition == partition, gaps.c.epoch == epoch, gaps.c.state != "repaired")
+        .order_by(gaps.c.first_sequence)
+    )
+    return list(connection.execute(statement))
+
+
+def _replace_gap(
+    connection: Connection, row: GapRow, pieces: list[tuple[str, list[ledger.Range]]]
+) -> None:
+    """Put ranges, each list of them with its state, in the place of one row."""
+    key = (gaps.c.partition == row.partition) & (gaps.c.epoch == row.epoch)
+    connection.execute(delete(gaps).where(key & (gaps.c.first_sequence == row.first_sequence)))
+    for state, ranges in pieces:
+        _insert_gaps(connection, row.partition, row.epoch, state, ranges)
+
+
+def _insert_gaps(
+    connection: Connection, partition: str, epoch: int, state: str, ranges: list[ledger.Range]
+) -> None:
+    rows = [(partition, epoch, first, last, state) for first, last in ranges]
+    bulk.insert(connection, gaps, rows)

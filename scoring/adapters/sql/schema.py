@@ -1,0 +1,188 @@
+"""The tables. Every change here needs a migration beside it; a test compares the two.
+
+Instants are epoch microseconds in the code. `Instant` is what an engine makes of them: an integer
+in SQLite, a timestamp without zone, in UTC, elsewhere.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    text,
+)
+
+from scoring.readings import MAX_NAME
+
+HEAD = "0001"
+"""The newest migration: what the code expects to find."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+Instant = BigInteger
+_NAME = String(MAX_NAME)
+_PARTITION = String(400)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(400), nullable=False),
+    comment="What holds for the whole store, such as its window size",
+)
+
+partitions = Table(
+    "partitions",
+    metadata,
+    Column("partition", _PARTITION, primary_key=True),
+    Column("watermark", Instant),
+    Column("last_enqueued", Instant, nullable=False),
+    Column("ended", Boolean, nullable=False),
+    Column("events", BigInteger, nullable=False),
+    Column("readings", BigInteger, nullable=False),
+    Column("rejects", BigInteger, nullable=False),
+    Column("late", BigInteger, nullable=False),
+    comment="One row a partition; updating it takes the partition's lock",
+)
+
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("partition", _PARTITION, primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("first_sequence", BigInteger, nullable=False),
+    Column("high_water", BigInteger, nullable=False),
+    Column("first_enqueued", Instant, nullable=False),
+    Column("last_enqueued", Instant, nullable=False),
+    comment="The ledger: what was applied since the partition's hub was made",
+)
+
+gaps = Table(
+    "gaps",
+    metadata,
+    Column("partition", _PARTITION, primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    CheckConstraint("state IN ('open', 'repaired', 'lost')", name="state"),
+    comment="Ranges that were never delivered, and what became of them",
+)
+
+window_partials = Table(
+    "window_partials",
+    metadata,
+    Column("device", _NAME, primary_key=True),
+    Column("sensor", _NAME, primary_key=True),
+    Column("window_start", Instant, primary_key=True),
+    Column("partition", _PARTITION, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("mean", Double, nullable=False),
+    Column("m2", Double, nullable=False),
+    Column("min", Double, nullable=False),
+    Column("max", Double, nullable=False),
+    Column("last", Double, nullable=False),
+    Column("last_time", Instant, nullable=False),
+    # The number of the run that took it last; null while it is pending.
+    Column("claimed_by", Integer),
+    Index("ix_window_partials_claim", "claimed_by", "device", "sensor", "window_start"),
+    sqlite_with_rowid=False,
+    comment="Partial aggregates: only a partition's own writer touches its rows",
+)
+
+rejects = Table(
+    "rejects",
+    metadata,
+    Column("partition", _PARTITION, primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("sequence_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("enqueued_time", Instant, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("detail", String(400), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("connection_device_id", _NAME),
+    Column("replayed", Boolean, nullable=False),
+    comment="Elements of events that could not be read, with their bytes",
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("partition", _PARTITION, primary_key=True),
+    Column("epoch", Integer, primary_key=True, autoincrement=False),
+    Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("blob", String(400), primary_key=True),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("readings", BigInteger, nullable=False),
+    comment="The manifest of the raw store: a blob that is not named here counts for nothing",
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", String(40), nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("trigger", String(32), nullable=False),
+    Column("fleet_version", String(64), nullable=False),
+    Column("final_before", Instant, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    Column("export", String(32), nullable=False),
+    Column("cause", String(2000), nullable=False),
+    Index("ix_runs_state", "state"),
+    comment="Scoring runs, numbered in the order of their claims",
+)
+
+run_parts = Table(
+    "run_parts",
+    metadata,
+    Column("run_number", Integer, primary_key=True, autoincrement=False),
+    Column("part", Integer, primary_key=True, autoincrement=False),
+    Column("rows", BigInteger, nullable=False),
+    # What was indexed of the prediction part; null until then.
+    Column("etag", String(128)),
+    Column("indexed_rows", BigInteger),
+    Column("scored", BigInteger),
+    Column("anomalies", BigInteger),
+    comment="Input parts of a run, and what was indexed of their predictions",
+)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("device", _NAME, primary_key=True),
+    Column("sensor", _NAME, primary_key=True),
+    Column("window_start", Instant, primary_key=True),
+    Column("run_number", Integer, nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("anomaly_score", Double),
+    Column("is_anomaly", Boolean),
+    Column("status", String(20), nullable=False),
+    Column("reason", String(400)),
+    Index(
+        "ix_predictions_anomalies",
+        "window_start",
+        "device",
+        "sensor",
+        sqlite_where=text("is_anomaly"),
+        postgresql_where=text("is_anomaly"),
+        mssql_where=text("is_anomaly = 1"),
+    ),
+    sqlite_with_rowid=False,
+    comment="What is known of each scored window: the word of the newest run",
+)

@@ -1,0 +1,314 @@
+"""Decision functions in float64, batched over models: the arithmetic of all known detectors.
+
+A model of a known kind is one row of numbers, its *parameters*; models of equal `Shape` stand in
+one matrix, shape (models, stride), and are decided together. Rows begin with the features' offset
+and divisor (a StandardScaler, or 0 and 1), shapes (f,) and (f,). Then, for units ``u``:
+
+==================  ==========================================================================
+one-class SVM       gamma, coef0, degree, intercept; support vectors and two helper rows,
+                    shape (f + 2, u): the vectors, 1, and -gamma |s|^2 (rbf) or 0; then the dual
+                    coefficients, shape (u,). Padded units are zero throughout.
+elliptic envelope   offset; location, shape (f,); precision, shape (f, f)
+isolation forest    offset, path length that normalises, depth of the deepest tree; the trees'
+                    roots; for ``u`` nodes each: feature (-1 in a leaf), threshold (in a leaf: path
+                    length), left child (the right one follows it)
+==================  ==========================================================================
+
+The sign here is scikit-learn's, positive for inliers; `anomaly_scores` is the one place where it
+turns. Nothing here imports scikit-learn.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+PADDING = 8
+"""Support vectors are padded to multiples of this many, so that models can share a shape."""
+
+NEAR_ZERO = 1e-10
+"""Below this part of the intercept a decision is worked out again in libsvm's own order.
+
+The order of a sum moves its last digits, and a reading that equals a support vector may be decided
+by them: libsvm's exact 0 is an anomaly, 1e-19 is not.
+"""
+
+_FAR = 1e100
+"""Scaled features are cut off here: their squares stay finite, their kernel is 0 all the same."""
+
+
+class Kind(StrEnum):
+    """How a model is stored; all but `PAYLOAD` are numbers."""
+
+    ONE_CLASS_SVM = "one_class_svm"
+    ELLIPTIC_ENVELOPE = "elliptic_envelope"
+    ISOLATION_FOREST = "isolation_forest"
+    PAYLOAD = "skops"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """What models must have in common to be decided together.
+
+    Attributes
+    ----------
+    kernel
+        Of a one-class SVM: rbf, rbf_wide, linear, poly or sigmoid; else empty. ``rbf_wide`` is rbf
+        where |x - s|^2 may not be expanded, because the expansion would cancel.
+    units
+        Support vectors with padding; nodes of a forest; 0 for an elliptic envelope.
+    trees
+        Of a forest, else 0.
+    """
+
+    kind: Kind
+    kernel: str
+    features: int
+    units: int
+    trees: int = 0
+
+    @property
+    def stride(self) -> int:
+        """Length of a row of parameters."""
+        scaler = 2 * self.features
+        match self.kind:
+            case Kind.ONE_CLASS_SVM:
+                return scaler + 4 + (self.features + 3) * self.units
+            case Kind.ELLIPTIC_ENVELOPE:
+                return scaler + 1 + self.features + self.features**2
+            case Kind.ISOLATION_FOREST:
+                return scaler + 3 + self.trees + 3 * self.units
+            case Kind.PAYLOAD:
+                return 0
+
+
+def decide(shape: Shape, parameters: Array, x: Array) -> Array:
+    """Decision function of several models, each on its own rows.
+
+    Parameters
+    ----------
+    parameters
+        Shape (models, stride).
+    x
+        Raw feature values, shape (models, rows, features); finite.
+
+    Returns
+    -------
+    Array
+        Shape (models, rows); positive for inliers. Not finite where the numbers overflow.
+    """
+    f = shape.features
+    with np.errstate(all="ignore"):
+        z = x - parameters[:, None, :f]
+        z /= parameters[:, None, f : 2 * f]
+        return _DECIDE[shape.kind](shape, parameters[:, 2 * f :], z)
+
+
+def anomaly_scores(decisions: Array) -> Array:
+    """Turn the sign: higher is more anomalous from here on."""
+    # Not a bare minus: a decision of 0 gives the score 0, not -0.
+    return 0.0 - decisions
+
+
+def is_anomaly(kind: Kind, decisions: Array) -> Flags:
+    """Label decisions as the estimator's own ``predict`` does.
+
+    An inlier of a one-class SVM has a decision above 0; the others take 0 for an inlier too.
+    """
+    return decisions <= 0 if kind is Kind.ONE_CLASS_SVM else decisions < 0
+
+
+# --- one-class SVM: sum of dual_i * kernel(s_i, z) + intercept --------------------------------
+
+
+def _decide_svm(shape: Shape, numbers: Array, z: Array) -> Array:
+    f, units = shape.features, shape.units
+    gamma, coef0, degree, intercept = (numbers[:, i, None, None] for i in range(4))
+    vectors = numbers[:, 4 : 4 + (f + 2) * units].reshape(-1, f + 2, units)
+    dual = numbers[:, 4 + (f + 2) * units :, None]
+    match shape.kernel:
+        case "rbf":
+            kernel = _rbf(vectors, gamma, z)
+        case "rbf_wide":
+            kernel = _rbf_wide(vectors, gamma, z)
+        case "linear":
+            kernel = z @ vectors[:, :f]
+        case "poly":
+            kernel = (gamma * (z @ vectors[:, :f]) + coef0) ** degree
+        case _:
+            kernel = np.tanh(gamma * (z @ vectors[:, :f]) + coef0)
+    decisions = (kernel @ dual)[:, :, 0]
+    decisions += intercept[:, :, 0]
+    _settle(shape, numbers, z, decisions)
+    return decisions
+
+
+def _rbf(vectors: Array, gamma: Array, z: Array) -> Array:
+    """``exp(-gamma |z - s|^2)``, expanded so that one matrix product gives the exponent."""
+    models, rows, f = z.shape
+    left = np.empty((models, rows, f + 2))
+    z = np.clip(z, -_FAR, _FAR)
+    np.multiply(z, 2 * gamma, out=left[:, :, :f])
+    np.einsum("mrf,mrf->mr", z, z, out=left[:, :, f])
+    left[:, :, f] *= -gamma[:, :, 0]
+    left[:, :, f + 1] = 1.0
+    exponent = left @ vectors
+    return np.exp(exponent, out=exponent)
+
+
+def _rbf_wide(vectors: Array, gamma: Array, z: Array) -> Array:
+    """``exp(-gamma |z - s|^2)`` from the differences: slower, exact for any spread."""
+    z = np.clip(z, -_FAR, _FAR)
+    exponent = np.zeros((*z.shape[:2], vectors.shape[2]))
+    for feature in range(z.shape[2]):
+        difference = z[:, :, feature, None] - vectors[:, None, feature, :]
+        difference *= difference
+        exponent += difference
+    exponent *= -gamma
+    return np.exp(exponent, out=exponent)
+
+
+def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array) -> None:
+    """Replace decisions that are all but 0 by libsvm's own, digit by digit."""
+    close = np.abs(decisions) <= NEAR_ZERO * np.abs(numbers[:, 3, None])
+    if not close.any():
+        return
+    for model, row in np.argwhere(close):
+        svm = _unpack(shape, numbers[model])
+        decisions[model, row] = libsvm_decision(svm, z[model, row])
+
+
+@dataclass(frozen=True, slots=True)
+class Svm:
+    """A one-class SVM as libsvm has it: vectors, shape (support vectors, features), in order."""
+
+    kernel: str
+    gamma: float
+    coef0: float
+    degree: int
+    intercept: float
+    vectors: Array
+    dual: Array
+
+
+def _unpack(shape: Shape, numbers: Array) -> Svm:
+    f, units = shape.features, shape.units
+    gamma, coef0, degree, intercept = (float(number) for number in numbers[:4])
+    vectors = numbers[4 : 4 + f * units].reshape(f, units).T
+    dual = numbers[4 + (f + 2) * units :]
+    real = int(np.count_nonzero(dual))
+    kernel = shape.kernel.removesuffix("_wide")
+    return Svm(kernel, gamma, coef0, int(degree), intercept, vectors[:real], dual[:real])
+
+
+def libsvm_decision(svm: Svm, z: Array) -> float:
+    """Decision of one row in libsvm's order of operations, and with the C library's functions.
+
+    Equal to scikit-learn's to the last digit in all but exotic cases. Slow.
+
+    Parameters
+    ----------
+    z
+        Scaled features, shape (features,).
+    """
+    kernel = _KERNELS[svm.kernel]
+    vectors = np.ascontiguousarray(svm.vectors)
+    total = 0.0
+    for vector, dual in zip(vectors, svm.dual.tolist(), strict=True):
+        total += dual * kernel(svm, vector, z)
+    return total + svm.intercept
+
+
+def _power(base: float, times: int) -> float:
+    """Multiply as libsvm's ``powi`` does, whose rounding is not that of ``pow``."""
+    result = 1.0
+    while times > 0:
+        if times % 2:
+            result *= base
+        base *= base
+        times //= 2
+    return result
+
+
+def _libsvm_rbf(svm: Svm, vector: Array, z: Array) -> float:
+    difference = vector - z
+    return math.exp(-svm.gamma * float(np.dot(difference, difference)))
+
+
+def _libsvm_linear(_: Svm, vector: Array, z: Array) -> float:
+    return float(np.dot(vector, z))
+
+
+def _libsvm_poly(svm: Svm, vector: Array, z: Array) -> float:
+    return _power(svm.gamma * float(np.dot(vector, z)) + svm.coef0, svm.degree)
+
+
+def _libsvm_sigmoid(svm: Svm, vector: Array, z: Array) -> float:
+    return math.tanh(svm.gamma * float(np.dot(vector, z)) + svm.coef0)
+
+
+_KERNELS = {
+    "rbf": _libsvm_rbf,
+    "linear": _libsvm_linear,
+    "poly": _libsvm_poly,
+    "sigmoid": _libsvm_sigmoid,
+}
+
+
+# --- elliptic envelope: -(squared Mahalanobis distance) - offset ------------------------------
+
+
+def _decide_elliptic(shape: Shape, numbers: Array, z: Array) -> Array:
+    """Add up in SciPy's order: a training row may stand exactly on the boundary."""
+    f = shape.features
+    centred = z - numbers[:, None, 1 : 1 + f]
+    precision = numbers[:, 1 + f :].reshape(-1, f, f)
+    squared = np.zeros(z.shape[:2])
+    for i in range(f):
+        inner = np.zeros(z.shape[:2])
+        for j in range(f):
+            inner += centred[:, :, j] * precision[:, i, j, None]
+        squared += centred[:, :, i] * inner
+    # scikit-learn squares SciPy's root; the digits that this costs are part of the label.
+    return -(np.sqrt(squared) ** 2) - numbers[:, 0, None]
+
+
+# --- isolation forest: -2 ** (-mean path length / normaliser) - offset ------------------------
+
+
+def _decide_forests(shape: Shape, numbers: Array, z: Array) -> Array:
+    decisions: Iterable[Array] = map(
+        _decide_forest, (shape,) * len(z), numbers, z.astype(np.float32)
+    )
+    return np.stack(list(decisions))
+
+
+def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> Array:
+    """One forest. scikit-learn compares float32 features to float64 thresholds, and so does this."""
+    offset, normaliser, depth = numbers[:3]
+    roots = numbers[3 : 3 + shape.trees].astype(np.intp)
+    feature, threshold, left = numbers[3 + shape.trees :].reshape(3, shape.units)
+    leaf = feature < 0
+    feature, left = feature.astype(np.intp), left.astype(np.intp)
+    rows = np.arange(len(z))[None, :]
+    node = np.repeat(roots[:, None], len(z), axis=1)
+    for _ in range(int(depth)):
+        right = z[rows, feature[node]] > threshold[node]
+        node = np.where(leaf[node], node, left[node] + right)
+    # Tree by tree, as scikit-learn adds them: a training row may stand exactly on the boundary.
+    path = np.add.reduce(threshold[node], axis=0)
+    mean = path / (shape.trees * normaliser) if normaliser else np.ones(len(z))
+    return -(2.0 ** -mean) - offset
+
+
+_DECIDE = {
+    Kind.ONE_CLASS_SVM: _decide_svm,
+    Kind.ELLIPTIC_ENVELOPE: _decide_elliptic,
+    Kind.ISOLATION_FOREST: _decide_forests,
+}
