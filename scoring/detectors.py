@@ -33,7 +33,7 @@ PADDING = 8
 """Support vectors are padded to multiples of this many, so that models can share a shape."""
 
 NEAR_ZERO = 1e-10
-"""Below this part of the intercept a decision is worked out again in libsvm's own order.
+"""Below this part of its summands a decision is worked out again in libsvm's own order.
 
 The order of a sum moves its last digits, and a reading that equals a support vector may be decided
 by them: libsvm's exact 0 is an anomaly, 1e-19 is not.
@@ -144,8 +144,12 @@ def _decide_svm(shape: Shape, numbers: Array, z: Array) -> Array:
         case _:
             kernel = np.tanh(gamma * (z @ vectors[:, :f]) + coef0)
     decisions = (kernel @ dual)[:, :, 0]
+    size = np.abs(intercept[:, :, 0])
+    if not shape.kernel.startswith("rbf"):
+        # These kernels have both signs and any size; near 0 their sum may have cancelled.
+        size = size + (np.abs(kernel, out=kernel) @ np.abs(dual))[:, :, 0]
     decisions += intercept[:, :, 0]
-    _settle(shape, numbers, z, decisions)
+    _settle(shape, numbers, z, decisions, NEAR_ZERO * size)
     return decisions
 
 
@@ -174,9 +178,9 @@ def _rbf_wide(vectors: Array, gamma: Array, z: Array) -> Array:
     return np.exp(exponent, out=exponent)
 
 
-def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array) -> None:
+def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array, limit: Array) -> None:
     """Replace decisions that are all but 0 by libsvm's own, digit by digit."""
-    close = np.abs(decisions) <= NEAR_ZERO * np.abs(numbers[:, 3, None])
+    close = np.abs(decisions) <= limit
     if not close.any():
         return
     for model, row in np.argwhere(close):
@@ -304,7 +308,7 @@ def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> 
     # Tree by tree, as scikit-learn adds them: a training row may stand exactly on the boundary.
     path = np.add.reduce(threshold[node], axis=0)
     mean = path / (shape.trees * normaliser) if normaliser else np.ones(len(z))
-    return -(2.0 ** -mean) - offset
+    return -(2.0**-mean) - offset
 
 
 _DECIDE = {

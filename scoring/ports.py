@@ -101,6 +101,10 @@ class Engine(Protocol):
         """Stop the run; nothing happens if it is unknown or has ended."""
 
 
+RejectKey = tuple[int, int, int]
+"""Epoch, sequence number and position of a reject, in its partition."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredReject:
     """An element that could not be read, where it stood, and why."""
@@ -113,6 +117,11 @@ class StoredReject:
     detail: str
     body: bytes
     connection_device_id: str | None = None
+
+    @property
+    def key(self) -> RejectKey:
+        """What tells it from the partition's other rejects."""
+        return self.epoch, self.sequence_number, self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,8 @@ class IngestChange:
         The partition's, after the batch.
     events, late
         How many were new; how many of their readings came to windows already final.
+    replayed
+        Rejects that could be read after all.
     """
 
     epochs: tuple[Epoch, ...]
@@ -149,6 +160,7 @@ class IngestChange:
     events: int
     readings: int
     late: int
+    replayed: tuple[RejectKey, ...] = ()
 
 
 class IngestTransaction(Protocol):
@@ -162,19 +174,33 @@ class IngestTransaction(Protocol):
     def progress(self) -> PartitionProgress | None:
         """The partition's watermark before the batch; None if the partition is new."""
 
+    def rejects(self, after: RejectKey | None, limit: int) -> list[StoredReject]:
+        """Give the partition's rejects that were not replayed, ordered by their keys."""
+
     def save(self, change: IngestChange) -> None:
         """Write everything that the batch changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Sequence numbers of a partition that were never delivered, both ends included."""
+    """Sequence numbers of a partition that were never delivered, both ends included.
+
+    Attributes
+    ----------
+    state
+        ``open``, ``repaired`` or ``lost``.
+    """
 
     partition: Partition
     epoch: int
     first: int
     last: int
     state: str
+
+    @property
+    def events(self) -> int:
+        """How many events it spans."""
+        return self.last - self.first + 1
 
 
 class IngestStore(Protocol):
@@ -186,11 +212,40 @@ class IngestStore(Protocol):
     def end_partition(self, partition: Partition) -> None:
         """Note that nothing will follow: the partition holds no window open any longer."""
 
+    def partitions(self) -> dict[Partition, int]:
+        """Give every partition that ever spoke, with its newest epoch."""
+
     def gaps(self) -> list[Gap]:
-        """All gaps on record, repaired and lost ones too."""
+        """Give all gaps on record, repaired and lost ones too."""
 
     def mark_lost(self, gap: Gap) -> None:
         """Note that a range, part of an open gap, can no longer be had from the hub."""
+
+
+class RebuildTransaction(Protocol):
+    """Every partition locked, and no window left: what a rebuild fills again."""
+
+    @property
+    def segments(self) -> list[tuple[Partition, Segment]]:
+        """The whole manifest of the raw store, partition by partition, in order."""
+
+    def merge(self, partition: Partition, partials: Partials) -> None:
+        """Merge partials into a partition's windows; they become pending."""
+
+
+class RebuildStore(Protocol):
+    """Where windows are computed anew."""
+
+    def rebuild(self, window: int) -> AbstractContextManager[RebuildTransaction]:
+        """Begin again with windows of `window` microseconds; commits when the block ends.
+
+        Predictions of windows that are no more go with them.
+
+        Raises
+        ------
+        Conflict
+            A run is active, or the raw store does not hold every reading that was counted.
+        """
 
 
 class EventLog(Protocol):
@@ -200,7 +255,7 @@ class EventLog(Protocol):
         """Give the retained events of a range of sequence numbers, in event batches."""
 
     def oldest(self, partition: Partition) -> int | None:
-        """The lowest sequence number still retained; None if there is none."""
+        """Give the lowest sequence number still retained; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +277,14 @@ class RunStore(Protocol):
         """Record a new run in state ``claiming``, with its number.
 
         Gives the run that is claiming already instead, if there is one, and None if no pending
-        window ends at or before ``run.final_before``.
+        window starts at or before ``run.last_start``.
         """
 
     def claim(self, run: ScoringRun, limit: int) -> int:
         """Take about `limit` pending final windows for the run; 0 when none are left."""
+
+    def count_claimed(self, run: ScoringRun) -> int:
+        """Tell about how many windows the run has, and at least that many."""
 
     def claimed(self, run: ScoringRun) -> Iterator[Partials]:
         """Give the run's windows, merged over partitions, ordered by device, sensor and start.

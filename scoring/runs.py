@@ -142,8 +142,9 @@ class ScoringRun:
     ----------
     number
         Order of claiming; a prediction of a higher number replaces one of a lower.
-    final_before
-        Only windows ending at or before this instant belong to the run, epoch microseconds, UTC.
+    last_start
+        Only windows starting at or before this instant belong to the run: those that were final
+        when it began. Epoch microseconds, UTC.
     export
         The attempt whose input parts count, empty until the run is exported.
     cause
@@ -155,7 +156,7 @@ class ScoringRun:
     state: RunState
     trigger: str
     fleet_version: str
-    final_before: int
+    last_start: int
     created_at: int
     export: str = ""
     cause: str = ""

@@ -68,9 +68,9 @@ def _effective_watermark(partition: PartitionProgress, watermark: int, idle_sinc
     return watermark
 
 
-def final_before(horizon: int, allowed_lateness: int) -> int:
-    """Windows ending at or before this instant are final: ready to score."""
-    return horizon - allowed_lateness
+def last_final_start(horizon: int, size: int, allowed_lateness: int) -> int:
+    """Give the greatest start that a final window can have: its end + lateness <= horizon."""
+    return horizon - allowed_lateness - size
 
 
 def count_late(event_times: I64, size: int, allowed_lateness: int, watermark: int | None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Table, case, func, null
+from sqlalchemy import ColumnElement, Connection, Table, case, func, null
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -47,6 +47,18 @@ def insert(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
 def upsert_predictions(connection: Connection, rows: list[Row]) -> None:
     """Write predictions over those of the same or an older run."""
     _many(connection, _prediction_statement(), rows)
+
+
+def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
+    """Tell which rows come after a key, in the order of `columns`: keyset paging.
+
+    Spelled out, because SQL Server has no comparison of rows.
+    """
+    first, *rest = columns
+    value, *others = key
+    if not rest:
+        return first > value
+    return (first > value) | ((first == value) & after(rest, others))
 
 
 def _many(connection: Connection, statement: str, rows: list[Row]) -> None:

@@ -33,7 +33,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = _sqlite(url) if url.startswith("sqlite") else create_engine(url, hide_parameters=True)
+        self.engine = (
+            _sqlite(url) if url.startswith("sqlite") else create_engine(url, hide_parameters=True)
+        )
 
     @classmethod
     def file(cls, path: Path) -> "Database":
@@ -83,7 +85,9 @@ def check_revision(database: Database) -> None:
 
 
 def _sqlite(url: str) -> Engine:
-    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None})
+    engine = create_engine(
+        url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None}
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from scoring import ledger
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.schema import epochs, gaps, partitions, rejects, segments
 from scoring.ledger import Epoch
-from scoring.ports import Gap, IngestChange
+from scoring.ports import Gap, IngestChange, RejectKey, StoredReject
 from scoring.readings import Partition
 from scoring.windows import PartitionProgress
 
@@ -44,6 +44,23 @@ class _Transaction:
             ],
         )
         self._save_partition(change)
+
+        for epoch_, sequence, position in change.replayed:
+            key = (rejects.c.partition == self.partition) & (rejects.c.epoch == epoch_)
+            key &= (rejects.c.sequence_number == sequence) & (rejects.c.position == position)
+            self.connection.execute(update(rejects).where(key).values(replayed=True))
+
+    def rejects(self, after: RejectKey | None, limit: int) -> list[StoredReject]:
+        """Give the partition's rejects that were not replayed, ordered by their keys."""
+        table = rejects.c
+        key = (table.epoch, table.sequence_number, table.position)
+        mine = (table.partition == self.partition) & ~table.replayed
+        if after is not None:
+            mine &= bulk.after(key, after)
+        columns = (table.enqueued_time, table.reason, table.detail, table.body)
+        statement = select(*key, *columns, table.connection_device_id).where(mine)
+        rows = self.connection.execute(statement.order_by(*key).limit(limit))
+        return [StoredReject(*row) for row in rows]
 
     def _save_partition(self, change: IngestChange) -> None:
         table = partitions.c
@@ -123,8 +140,15 @@ class SqlIngestStore:
             statement = update(partitions).where(partitions.c.partition == str(partition))
             connection.execute(statement.values(ended=True))
 
+    def partitions(self) -> dict[Partition, int]:
+        """Give every partition that ever spoke, with its newest epoch."""
+        newest = func.max(epochs.c.epoch)
+        statement = select(epochs.c.partition, newest).group_by(epochs.c.partition)
+        with self._database.read() as connection:
+            return {parse_partition(name): last for name, last in connection.execute(statement)}
+
     def gaps(self) -> list[Gap]:
-        """All gaps on record, in the order of partitions and sequence numbers."""
+        """Give all gaps on record, in the order of partitions and sequence numbers."""
         statement = select(gaps).order_by(gaps.c.partition, gaps.c.epoch, gaps.c.first_sequence)
         with self._database.read() as connection:
             return [

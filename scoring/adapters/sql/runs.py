@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, Row, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from scoring.adapters.sql import bulk
@@ -33,7 +33,7 @@ _RUN = tuple(
     runs.c[name]
     for name in (
         *("number", "run_id", "state", "trigger", "fleet_version"),
-        *("final_before", "created_at", "export", "cause"),
+        *("last_start", "created_at", "export", "cause"),
     )
 )
 
@@ -44,22 +44,22 @@ class SqlRunStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin_run(self, run: ScoringRun, window: int) -> ScoringRun | None:
+    def begin_run(self, run: ScoringRun) -> ScoringRun | None:
         """Record a new run, give the one that is claiming already, or None with nothing to do."""
         with self._database.write() as connection:
             _lock_claims(connection)
             claiming = select(*_RUN).where(runs.c.state == RunState.CLAIMING)
             if row := connection.execute(claiming).first():
                 return _run(row)
-            if connection.execute(select(1).where(_pending(run, window)).limit(1)).first() is None:
+            if connection.execute(select(1).where(_pending(run)).limit(1)).first() is None:
                 return None
             values = {c.name: getattr(run, c.name) for c in _RUN if c.name != "number"}
             connection.execute(insert(runs).values(values))
             return _run(connection.execute(select(*_RUN).where(runs.c.run_id == run.run_id)).one())
 
-    def claim(self, run: ScoringRun, window: int, limit: int) -> int:
+    def claim(self, run: ScoringRun, limit: int) -> int:
         """Take about `limit` pending final windows, whole sensors, for the run."""
-        pending = _pending(run, window)
+        pending = _pending(run)
         return self._hand_over(pending, run, limit, run.number, RunState.CLAIMING)
 
     def release(self, run: ScoringRun, limit: int) -> int:
@@ -85,6 +85,13 @@ class SqlRunStore:
                 which &= _up_to(*last)
             statement = update(window_partials).where(which).values(claimed_by=owner)
             return connection.execute(statement).rowcount
+
+    def count_claimed(self, run: ScoringRun) -> int:
+        """How many windows the run has, about: a window of two partitions may count twice."""
+        mine = window_partials.c.claimed_by == run.number
+        with self._database.read() as connection:
+            count = select(func.count()).select_from(window_partials).where(mine)
+            return connection.execute(count).scalar_one()
 
     def claimed(self, run: ScoringRun) -> Iterator[Partials]:
         """Give the run's windows, merged over partitions, in sets of bounded size."""
@@ -185,10 +192,10 @@ def _run(row: Row[Any]) -> ScoringRun:
     return ScoringRun(**row._asdict() | {"state": RunState(row.state)})
 
 
-def _pending(run: ScoringRun, window: int) -> ColumnElement[bool]:
+def _pending(run: ScoringRun) -> ColumnElement[bool]:
     """Tell which partials belong to pending windows that are final for the run."""
     table = window_partials.c
-    return table.claimed_by.is_(None) & (table.window_start <= run.final_before - window)
+    return table.claimed_by.is_(None) & (table.window_start <= run.last_start)
 
 
 def _up_to(device: str, sensor: str) -> ColumnElement[bool]:
@@ -197,7 +204,7 @@ def _up_to(device: str, sensor: str) -> ColumnElement[bool]:
     return (table.device < device) | ((table.device == device) & (table.sensor <= sensor))
 
 
-def _same_window(left: Any, right: Any) -> ColumnElement[bool]:  # noqa: ANN401 - column collections
+def _same_window(left: Any, right: Any) -> ColumnElement[bool]:
     same: ColumnElement[bool] = (
         (left.device == right.device)
         & (left.sensor == right.sensor)
@@ -220,9 +227,7 @@ def _is_in(connection: Connection, run: ScoringRun, state: RunState) -> bool:
 
 
 def _move(connection: Connection, run: ScoringRun, new: RunState, **values: object) -> bool:
-    statement = update(runs).where(
-        runs.c.number == run.number, runs.c.state.in_(may_follow(new))
-    )
+    statement = update(runs).where(runs.c.number == run.number, runs.c.state.in_(may_follow(new)))
     return connection.execute(statement.values(state=new, **values)).rowcount == 1
 
 

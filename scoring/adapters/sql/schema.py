@@ -139,7 +139,7 @@ runs = Table(
     Column("state", String(16), nullable=False),
     Column("trigger", String(32), nullable=False),
     Column("fleet_version", String(64), nullable=False),
-    Column("final_before", Instant, nullable=False),
+    Column("last_start", Instant, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("ended_at", Instant),
     Column("export", String(32), nullable=False),

@@ -114,7 +114,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("trigger", sa.String(length=32), nullable=False),
         sa.Column("fleet_version", sa.String(length=64), nullable=False),
-        sa.Column("final_before", sa.BigInteger(), nullable=False),
+        sa.Column("last_start", sa.BigInteger(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.Column("export", sa.String(length=32), nullable=False),

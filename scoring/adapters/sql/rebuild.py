@@ -1,0 +1,117 @@
+"""Windows computed anew, in one transaction."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from scoring.adapters.sql import bulk
+from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.ingest import parse_partition
+from scoring.adapters.sql.schema import (
+    facts,
+    partitions,
+    predictions,
+    runs,
+    segments,
+    window_partials,
+)
+from scoring.aggregates import Partials
+from scoring.errors import Conflict, Misconfigured
+from scoring.ports import Segment
+from scoring.readings import Partition
+from scoring.runs import ACTIVE
+
+_WINDOW = facts.c.name == "window"
+
+
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    """Implements `ports.RebuildTransaction`."""
+
+    connection: Connection
+
+    @property
+    def segments(self) -> list[tuple[Partition, Segment]]:
+        """The whole manifest of the raw store, partition by partition, in order."""
+        table = segments.c
+        order = (table.partition, table.epoch, table.first_sequence, table.blob)
+        rows = self.connection.execute(select(segments).order_by(*order))
+        return [
+            (
+                parse_partition(row.partition),
+                Segment(row.epoch, row.first_sequence, row.last_sequence, row.blob, row.readings),
+            )
+            for row in rows
+        ]
+
+    def merge(self, partition: Partition, partials: Partials) -> None:
+        """Merge partials into a partition's windows; they become pending."""
+        bulk.merge_partials(self.connection, str(partition), partials)
+
+
+class SqlRebuildStore:
+    """Implements `ports.RebuildStore` on any database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextmanager
+    def rebuild(self, window: int) -> Iterator[_Transaction]:
+        """Begin again with windows of `window` microseconds; commits when the block ends."""
+        with self._database.write() as connection:
+            connection.execute(update(partitions).values(ended=partitions.c.ended))
+            _refuse_active_runs(connection)
+            _refuse_missing_segments(connection)
+            if _read_window(connection) != window:
+                connection.execute(delete(predictions))
+                connection.execute(update(facts).where(_WINDOW).values(value=str(window)))
+            connection.execute(delete(window_partials))
+            yield _Transaction(connection)
+
+
+def check_window(database: Database, window: int) -> None:
+    """Note the window size of a new store; refuse another one.
+
+    Raises
+    ------
+    Misconfigured
+        The store's windows have another size.
+    """
+    with database.write() as connection:
+        found = _read_window(connection)
+        if found is None:
+            connection.execute(insert(facts).values(name="window", value=str(window)))
+        elif found != window:
+            problem = (
+                f"WINDOW is {window / 1e6:g} s, but the windows of this store have {found / 1e6:g} s:"
+                " run `rebuild-windows` to compute them anew"
+            )
+            raise Misconfigured([problem])
+
+
+def _read_window(connection: Connection) -> int | None:
+    value = connection.execute(select(facts.c.value).where(_WINDOW)).scalar()
+    return None if value is None else int(value)
+
+
+def _refuse_active_runs(connection: Connection) -> None:
+    active = select(runs.c.run_id).where(runs.c.state.in_(ACTIVE)).limit(1)
+    if run := connection.execute(active).scalar():
+        message = f"run {run} is active: let it end or cancel it before windows are rebuilt"
+        raise Conflict(message)
+
+
+def _refuse_missing_segments(connection: Connection) -> None:
+    """Rebuild only from a raw store that holds every reading that was counted."""
+    kept = func.coalesce(func.sum(segments.c.readings), 0)
+    statement = (
+        select(partitions.c.partition, partitions.c.readings, kept)
+        .outerjoin(segments, segments.c.partition == partitions.c.partition)
+        .group_by(partitions.c.partition, partitions.c.readings)
+        .having(kept != partitions.c.readings)
+    )
+    if row := connection.execute(statement).first():
+        message = f"the raw store holds {row[2]} of {row[1]} readings of partition {row[0]}"
+        raise Conflict(message)

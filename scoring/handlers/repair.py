@@ -1,0 +1,172 @@
+"""Repair gaps, replay rejects, rebuild windows: what sets right what went wrong before."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scoring.aggregates import aggregate
+from scoring.handlers.ingest import Ingest, IngestOutcome, write_segment
+from scoring.ports import (
+    Blobs,
+    EventLog,
+    Gap,
+    IngestChange,
+    IngestStore,
+    IngestTransaction,
+    RebuildStore,
+    RejectKey,
+    StoredReject,
+)
+from scoring.readings import EventBatch, Partition, Readings
+
+REPLAY_ROWS = 1_000
+"""Rejects replayed in one transaction."""
+
+Progress = Callable[[int, int], None]
+"""Told how much of how much is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairGaps:
+    """Reads again what the host skipped, through the same ingest handler."""
+
+    store: IngestStore
+    log: EventLog
+    ingest: Ingest
+
+    def __call__(self) -> IngestOutcome:
+        """Repair what can be repaired; what the hub no longer holds becomes ``lost``."""
+        newest = self.store.partitions()
+        outcome = IngestOutcome()
+        for gap in [gap for gap in self.store.gaps() if gap.state == "open"]:
+            is_gone = gap.epoch < newest[gap.partition]
+            for batch in self._retained(gap, is_gone=is_gone):
+                outcome += self.ingest(batch)
+        return outcome
+
+    def _retained(self, gap: Gap, *, is_gone: bool) -> Iterator[EventBatch]:
+        """Give what the hub still holds of a gap, and mark the rest as lost."""
+        # Events of an epoch that ended went with the hub that held them.
+        oldest = None if is_gone else self.log.oldest(gap.partition)
+        kept_from = gap.last + 1 if oldest is None else max(oldest, gap.first)
+        if kept_from > gap.first:
+            last = min(kept_from - 1, gap.last)
+            self.store.mark_lost(Gap(gap.partition, gap.epoch, gap.first, last, "lost"))
+        if kept_from <= gap.last:
+            yield from self.log.read(gap.partition, kept_from, gap.last)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRejects:
+    """Decodes rejects again, with the settings of today; what can be read now is counted."""
+
+    store: IngestStore
+    ingest: Ingest
+
+    def __call__(self) -> tuple[int, int]:
+        """Give how many rejects were replayed, and how many stay rejected."""
+        replayed = stay = 0
+        for partition in self.store.partitions():
+            after: RejectKey | None = None
+            while True:
+                with self.store.transaction(partition) as transaction:
+                    rejects = transaction.rejects(after, REPLAY_ROWS)
+                    done = self._replay(transaction, partition, rejects) if rejects else 0
+                replayed, stay = replayed + done, stay + len(rejects) - done
+                if not rejects:
+                    break
+                after = rejects[-1].key
+        return replayed, stay
+
+    def _replay(
+        self, transaction: IngestTransaction, partition: Partition, rejects: list[StoredReject]
+    ) -> int:
+        batch = _batch(partition, rejects)
+        readings, bad = self.ingest.decoder.decode(batch)
+        # An element that is still bad in part stays as it is: it must not be counted in halves.
+        ok = ~np.isin(np.arange(len(rejects)), [reject.event for reject in bad])
+        readings = readings.where(ok[readings.event])
+        if not len(readings):
+            return 0
+        keys = tuple(rejects[i].key for i in np.unique(readings.event))
+        transaction.save(self._change(transaction, batch, readings, rejects, keys))
+        return len(keys)
+
+    def _change(
+        self,
+        transaction: IngestTransaction,
+        batch: EventBatch,
+        readings: Readings,
+        rejects: list[StoredReject],
+        keys: tuple[RejectKey, ...],
+    ) -> IngestChange:
+        epochs = np.array([reject.epoch for reject in rejects])[readings.event]
+        progress = transaction.progress
+        watermark = progress.watermark if progress else None
+        segments = [
+            write_segment(self.ingest.blobs, batch, int(epoch), readings.where(epochs == epoch))
+            for epoch in (np.unique(epochs) if self.ingest.raw_segments else ())
+        ]
+        return IngestChange(
+            epochs=(),
+            partials=aggregate(readings, self.ingest.window),
+            rejects=[],
+            segments=segments,
+            watermark=max(int(readings.event_time.max()), watermark or 0),
+            last_enqueued=progress.last_enqueued if progress else 0,
+            events=0,
+            readings=len(readings),
+            late=0,
+            replayed=keys,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildWindows:
+    """Computes all windows anew from the raw segments: another size, or a repaired bug."""
+
+    store: RebuildStore
+    blobs: Blobs
+
+    def __call__(self, window: int, progress: Progress) -> int:
+        """Rebuild in one transaction; gives the number of readings.
+
+        Parameters
+        ----------
+        window
+            Size of the new windows, microseconds.
+        """
+        readings = 0
+        with self.store.rebuild(window) as transaction:
+            segments = transaction.segments
+            for done, (partition, segment) in enumerate(segments, start=1):
+                read = _read_segment(self.blobs.read(segment.blob)[0])
+                transaction.merge(partition, aggregate(read, window))
+                readings += len(read)
+                progress(done, len(segments))
+        return readings
+
+
+def _batch(partition: Partition, rejects: list[StoredReject]) -> EventBatch:
+    return EventBatch(
+        partition,
+        np.array([reject.sequence_number for reject in rejects], dtype=np.int64),
+        np.array([reject.enqueued_time for reject in rejects], dtype=np.int64),
+        [reject.body for reject in rejects],
+        [reject.connection_device_id for reject in rejects],
+    )
+
+
+def _read_segment(data: bytes) -> Readings:
+    table = pq.read_table(io.BytesIO(data))
+    return Readings(
+        table["device"].to_pylist(),
+        table["sensor"].to_pylist(),
+        table["event_time"].cast(pa.int64()).to_numpy(),
+        table["value"].to_numpy(),
+        np.zeros(table.num_rows, dtype=np.int64),
+    )
