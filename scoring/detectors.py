@@ -5,9 +5,8 @@ one matrix, shape (models, stride), and are decided together. Rows begin with th
 and divisor (a StandardScaler, or 0 and 1), shapes (f,) and (f,). Then, for units ``u``:
 
 ==================  ==========================================================================
-one-class SVM       gamma, coef0, degree, intercept; support vectors and two helper rows,
-                    shape (f + 2, u): the vectors, 1, and -gamma |s|^2 (rbf) or 0; then the dual
-                    coefficients, shape (u,). Padded units are zero throughout.
+one-class SVM       gamma, coef0, degree, intercept; support vectors, shape (f, u); dual
+                    coefficients, shape (u,). Padded units are zero in both.
 elliptic envelope   offset; location, shape (f,); precision, shape (f, f)
 isolation forest    offset, path length that normalises, depth of the deepest tree; the trees'
                     roots; for ``u`` nodes each: feature (-1 in a leaf), threshold (in a leaf: path
@@ -39,8 +38,12 @@ The order of a sum moves its last digits, and a reading that equals a support ve
 by them: libsvm's exact 0 is an anomaly, 1e-19 is not.
 """
 
-_FAR = 1e100
-"""Scaled features are cut off here: their squares stay finite, their kernel is 0 all the same."""
+
+_VANISHED = -700.0
+"""Exponents are cut off here, at 1e-304: below, numpy's ``exp`` takes up to 100 times as long."""
+
+_TINY = 1e-290
+"""A decision nearer to 0 than this may owe its sign to `_VANISHED`."""
 
 
 class Kind(StrEnum):
@@ -79,7 +82,7 @@ class Shape:
         scaler = 2 * self.features
         match self.kind:
             case Kind.ONE_CLASS_SVM:
-                return scaler + 4 + (self.features + 3) * self.units
+                return scaler + 4 + (self.features + 1) * self.units
             case Kind.ELLIPTIC_ENVELOPE:
                 return scaler + 1 + self.features + self.features**2
             case Kind.ISOLATION_FOREST:
@@ -96,7 +99,8 @@ def decide(shape: Shape, parameters: Array, x: Array) -> Array:
     parameters
         Shape (models, stride).
     x
-        Raw feature values, shape (models, rows, features); finite.
+        Raw feature values, shape (models, features, rows): NumPy is quick along the last axis, and
+        rows are many where features are few. Finite.
 
     Returns
     -------
@@ -105,8 +109,8 @@ def decide(shape: Shape, parameters: Array, x: Array) -> Array:
     """
     f = shape.features
     with np.errstate(all="ignore"):
-        z = x - parameters[:, None, :f]
-        z /= parameters[:, None, f : 2 * f]
+        z = x - parameters[:, :f, None]
+        z /= parameters[:, f : 2 * f, None]
         return _DECIDE[shape.kind](shape, parameters[:, 2 * f :], z)
 
 
@@ -130,51 +134,63 @@ def is_anomaly(kind: Kind, decisions: Array) -> Flags:
 def _decide_svm(shape: Shape, numbers: Array, z: Array) -> Array:
     f, units = shape.features, shape.units
     gamma, coef0, degree, intercept = (numbers[:, i, None, None] for i in range(4))
-    vectors = numbers[:, 4 : 4 + (f + 2) * units].reshape(-1, f + 2, units)
-    dual = numbers[:, 4 + (f + 2) * units :, None]
+    vectors = numbers[:, 4 : 4 + f * units].reshape(-1, f, units)
+    dual = numbers[:, 4 + f * units :, None]
     match shape.kernel:
         case "rbf":
             kernel = _rbf(vectors, gamma, z)
         case "rbf_wide":
             kernel = _rbf_wide(vectors, gamma, z)
         case "linear":
-            kernel = z @ vectors[:, :f]
+            kernel = z.swapaxes(1, 2) @ vectors
         case "poly":
-            kernel = (gamma * (z @ vectors[:, :f]) + coef0) ** degree
+            kernel = (gamma * (z.swapaxes(1, 2) @ vectors) + coef0) ** degree
         case _:
-            kernel = np.tanh(gamma * (z @ vectors[:, :f]) + coef0)
+            kernel = np.tanh(gamma * (z.swapaxes(1, 2) @ vectors) + coef0)
     decisions = (kernel @ dual)[:, :, 0]
     size = np.abs(intercept[:, :, 0])
     if not shape.kernel.startswith("rbf"):
         # These kernels have both signs and any size; near 0 their sum may have cancelled.
         size = size + (np.abs(kernel, out=kernel) @ np.abs(dual))[:, :, 0]
     decisions += intercept[:, :, 0]
-    _settle(shape, numbers, z, decisions, NEAR_ZERO * size)
+    _settle(shape, numbers, z, decisions, NEAR_ZERO * size + _TINY)
     return decisions
 
 
 def _rbf(vectors: Array, gamma: Array, z: Array) -> Array:
-    """``exp(-gamma |z - s|^2)``, expanded so that one matrix product gives the exponent."""
-    models, rows, f = z.shape
-    left = np.empty((models, rows, f + 2))
-    z = np.clip(z, -_FAR, _FAR)
-    np.multiply(z, 2 * gamma, out=left[:, :, :f])
-    np.einsum("mrf,mrf->mr", z, z, out=left[:, :, f])
-    left[:, :, f] *= -gamma[:, :, 0]
-    left[:, :, f + 1] = 1.0
-    exponent = left @ vectors
+    """``exp(-gamma |z - s|^2)``, expanded so that one matrix product gives the exponent.
+
+    That is ``(2 gamma z, -gamma |z|^2, 1) (s, 1, -gamma |s|^2)``.
+    """
+    models, f, rows = z.shape
+    left, right = np.empty((models, f + 2, rows)), np.empty((models, f + 2, vectors.shape[2]))
+    near, far = _norms(z, gamma), _norms(vectors, gamma)
+    np.multiply(z, 2 * gamma, out=left[:, :f])
+    left[:, f], left[:, f + 1] = near, 1.0
+    right[:, :f], right[:, f], right[:, f + 1] = vectors, 1.0, far
+    exponent = left.swapaxes(1, 2) @ right
+    # -gamma |z - s|^2 is at least twice this sum; seldom is it anywhere near `_VANISHED`.
+    if not 2 * (near.min() + far.min()) > _VANISHED:
+        np.maximum(exponent, _VANISHED, out=exponent)
     return np.exp(exponent, out=exponent)
+
+
+def _norms(points: Array, gamma: Array) -> Array:
+    """``-gamma |p|^2`` of points in columns, shape (models, points)."""
+    norms: Array = np.einsum("mfp,mfp->mp", points, points)
+    norms *= -gamma[:, :, 0]
+    return norms
 
 
 def _rbf_wide(vectors: Array, gamma: Array, z: Array) -> Array:
     """``exp(-gamma |z - s|^2)`` from the differences: slower, exact for any spread."""
-    z = np.clip(z, -_FAR, _FAR)
-    exponent = np.zeros((*z.shape[:2], vectors.shape[2]))
-    for feature in range(z.shape[2]):
-        difference = z[:, :, feature, None] - vectors[:, None, feature, :]
+    exponent = np.zeros((len(z), z.shape[2], vectors.shape[2]))
+    for feature in range(z.shape[1]):
+        difference = z[:, feature, :, None] - vectors[:, feature, None, :]
         difference *= difference
         exponent += difference
     exponent *= -gamma
+    np.maximum(exponent, _VANISHED, out=exponent)
     return np.exp(exponent, out=exponent)
 
 
@@ -185,7 +201,7 @@ def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array, limit: Arr
         return
     for model, row in np.argwhere(close):
         svm = _unpack(shape, numbers[model])
-        decisions[model, row] = libsvm_decision(svm, z[model, row])
+        decisions[model, row] = libsvm_decision(svm, z[model, :, row].copy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +221,7 @@ def _unpack(shape: Shape, numbers: Array) -> Svm:
     f, units = shape.features, shape.units
     gamma, coef0, degree, intercept = (float(number) for number in numbers[:4])
     vectors = numbers[4 : 4 + f * units].reshape(f, units).T
-    dual = numbers[4 + (f + 2) * units :]
+    dual = numbers[4 + f * units :]
     real = int(np.count_nonzero(dual))
     kernel = shape.kernel.removesuffix("_wide")
     return Svm(kernel, gamma, coef0, int(degree), intercept, vectors[:real], dual[:real])
@@ -271,14 +287,14 @@ _KERNELS = {
 def _decide_elliptic(shape: Shape, numbers: Array, z: Array) -> Array:
     """Add up in SciPy's order: a training row may stand exactly on the boundary."""
     f = shape.features
-    centred = z - numbers[:, None, 1 : 1 + f]
+    centred = z - numbers[:, 1 : 1 + f, None]
     precision = numbers[:, 1 + f :].reshape(-1, f, f)
-    squared = np.zeros(z.shape[:2])
+    squared = np.zeros_like(z[:, 0])
     for i in range(f):
-        inner = np.zeros(z.shape[:2])
+        inner = np.zeros_like(squared)
         for j in range(f):
-            inner += centred[:, :, j] * precision[:, i, j, None]
-        squared += centred[:, :, i] * inner
+            inner += centred[:, j] * precision[:, i, j, None]
+        squared += centred[:, i] * inner
     # scikit-learn squares SciPy's root; the digits that this costs are part of the label.
     return -(np.sqrt(squared) ** 2) - numbers[:, 0, None]
 
@@ -300,14 +316,14 @@ def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> 
     feature, threshold, left = numbers[3 + shape.trees :].reshape(3, shape.units)
     leaf = feature < 0
     feature, left = feature.astype(np.intp), left.astype(np.intp)
-    rows = np.arange(len(z))[None, :]
-    node = np.repeat(roots[:, None], len(z), axis=1)
+    rows = np.arange(z.shape[1])
+    node = np.repeat(roots[:, None], len(rows), axis=1)
     for _ in range(int(depth)):
-        right = z[rows, feature[node]] > threshold[node]
+        right = z[feature[node], rows] > threshold[node]
         node = np.where(leaf[node], node, left[node] + right)
     # Tree by tree, as scikit-learn adds them: a training row may stand exactly on the boundary.
     path = np.add.reduce(threshold[node], axis=0)
-    mean = path / (shape.trees * normaliser) if normaliser else np.ones(len(z))
+    mean = path / (shape.trees * normaliser) if normaliser else np.ones(len(rows))
     return -(2.0**-mean) - offset
 
 

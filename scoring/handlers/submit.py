@@ -60,7 +60,7 @@ class SubmitRun:
         nonce
             Six hexadecimal digits for the run's id.
         """
-        reached = horizon(self.store.progress(), instants.of(now), self.idle_timeout)
+        reached = self.horizon(now)
         if reached is None:
             return None
         proposed = ScoringRun(
@@ -74,6 +74,10 @@ class SubmitRun:
         )
         run = self.store.begin_run(proposed)
         return run and self.advance(run, now, nonce)
+
+    def horizon(self, now: datetime) -> int | None:
+        """Give the event time up to which everything has arrived; None if nothing ever did."""
+        return horizon(self.store.progress(), instants.of(now), self.idle_timeout)
 
     def advance(self, run: ScoringRun, now: datetime, nonce: str) -> ScoringRun:
         """Drive a run, wherever it stopped, until the engine has it."""

@@ -64,34 +64,45 @@ class SqlRebuildStore:
             connection.execute(update(partitions).values(ended=partitions.c.ended))
             _refuse_active_runs(connection)
             _refuse_missing_segments(connection)
-            if _read_window(connection) != window:
+            if read_window(connection) != window:
                 connection.execute(delete(predictions))
                 connection.execute(update(facts).where(_WINDOW).values(value=str(window)))
             connection.execute(delete(window_partials))
             yield _Transaction(connection)
 
 
-def check_window(database: Database, window: int) -> None:
-    """Note the window size of a new store; refuse another one.
+def settle_window(database: Database, window: int | None, default: int) -> int:
+    """Give the size of the store's windows, microseconds; a new store takes the one wanted.
+
+    Parameters
+    ----------
+    window
+        What the settings say; None takes what is there.
+    default
+        For a new store, where the settings say nothing.
 
     Raises
     ------
     Misconfigured
-        The store's windows have another size.
+        The store's windows have another size than the settings say.
     """
-    with database.write() as connection:
-        found = _read_window(connection)
-        if found is None:
-            connection.execute(insert(facts).values(name="window", value=str(window)))
-        elif found != window:
-            problem = (
-                f"WINDOW is {window / 1e6:g} s, but the windows of this store have {found / 1e6:g} s:"
-                " run `rebuild-windows` to compute them anew"
-            )
-            raise Misconfigured([problem])
+    with database.read() as connection:
+        found = read_window(connection)
+    if found is None:
+        found = window or default
+        with database.write() as connection:
+            connection.execute(insert(facts).values(name="window", value=str(found)))
+    if window not in {None, found}:
+        problem = (
+            f"SCORING_WINDOW is {window / 1e6:g}s, but this store's windows are {found / 1e6:g}s"
+            " long: `rebuild-windows` computes them anew"
+        )
+        raise Misconfigured([problem])
+    return found
 
 
-def _read_window(connection: Connection) -> int | None:
+def read_window(connection: Connection) -> int | None:
+    """Give the size of the store's windows, microseconds; None for a store that has none yet."""
     value = connection.execute(select(facts.c.value).where(_WINDOW)).scalar()
     return None if value is None else int(value)
 

@@ -106,7 +106,7 @@ class SqlRunStore:
         )
         with self._database.read() as connection:
             result = connection.execution_options(yield_per=FETCH).execute(statement)
-            yield from _merged(result.partitions(FETCH))
+            yield from merged(result.partitions(FETCH))
 
     def record_export(self, run: ScoringRun, export: str, parts: list[Part]) -> bool:
         """Make an export the one that counts; False if another one was first."""
@@ -231,8 +231,15 @@ def _move(connection: Connection, run: ScoringRun, new: RunState, **values: obje
     return connection.execute(statement.values(state=new, **values)).rowcount == 1
 
 
-def _merged(chunks: Iterator[Any]) -> Iterator[Partials]:
-    """Merge rows of one window, also where a chunk's end parts them."""
+def merged(chunks: Iterator[Any]) -> Iterator[Partials]:
+    """Merge rows of one window, also where a chunk's end parts them.
+
+    Parameters
+    ----------
+    chunks
+        Lists of rows (device, sensor, start, count, mean, M2, min, max, last, last time), ordered
+        so that rows of one window follow each other.
+    """
     held: list[Any] = []
     for chunk in chunks:
         rows = held + list(chunk)

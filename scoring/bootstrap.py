@@ -1,0 +1,230 @@
+"""The composition root: settings to adapters to handlers, built once, on first use."""
+
+import secrets
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import cached_property
+from os import cpu_count, environ
+from pathlib import Path
+
+from scoring.adapters.blobs import FolderBlobs, storage_errors
+from scoring.adapters.event_log import FolderEventLog
+from scoring.adapters.local_engine import LocalEngine, ParallelSettings
+from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.ingest import SqlIngestStore
+from scoring.adapters.sql.migrations import migrate
+from scoring.adapters.sql.queries import SqlQueries
+from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
+from scoring.adapters.sql.runs import SqlRunStore
+from scoring.handlers.fleets import FleetShelf
+from scoring.handlers.index import IndexPredictions
+from scoring.handlers.ingest import Ingest
+from scoring.handlers.models import CheckFleet, ImportModels, TrainFleet
+from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
+from scoring.handlers.submit import SubmitRun
+from scoring.handlers.watch import WatchRuns
+from scoring.readings import FieldNames, Partition, ReadingDecoder
+from scoring.runs import RunState, ScoringRun
+from scoring.settings import DEFAULT_WINDOW, Settings
+
+POLL = 0.05
+"""Seconds between two looks at a run of this process."""
+
+
+def settings_from_environment(**overrides: str) -> Settings:
+    """Load the settings from the environment; `overrides` are by variable and win."""
+    return Settings.load(dict(environ) | overrides)
+
+
+def now() -> datetime:
+    """Read the clock: here and nowhere further in."""
+    return datetime.now(UTC)
+
+
+def nonce() -> str:
+    """Six hexadecimal digits that keep two runs of one second apart."""
+    return secrets.token_hex(3)
+
+
+class App:
+    """The embedded system: SQLite, a folder, a process pool.
+
+    Parts are built when they are first asked for. A context manager: it stops the engine's
+    processes and closes the database.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folder = settings.data
+
+    @cached_property
+    def database(self) -> Database:
+        """The database, brought to the newest schema."""
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        database = Database.file(self.folder / "store.db")
+        migrate(database)
+        return database
+
+    @cached_property
+    def window(self) -> int:
+        """Size of the store's windows, microseconds."""
+        return settle_window(self.database, self.settings.window, DEFAULT_WINDOW)
+
+    @cached_property
+    def blobs(self) -> FolderBlobs:
+        """Raw segments, runs, predictions and fleets."""
+        return FolderBlobs(self.folder / "blobs")
+
+    @cached_property
+    def event_log(self) -> FolderEventLog:
+        """What the embedded hub retains."""
+        return FolderEventLog(self.folder / "events")
+
+    @cached_property
+    def engine(self) -> LocalEngine:
+        """The process pool."""
+        settings = self.settings
+        parallel = ParallelSettings(
+            processes=self.processes,
+            mini_batch_size=settings.mini_batch_size,
+            max_retries=settings.max_retries,
+            timeout=settings.mini_batch_timeout / 1e6,
+            error_threshold=settings.error_threshold,
+            mini_batch_error_threshold=settings.mini_batch_error_threshold,
+        )
+        return LocalEngine(self.blobs, self.folder / "work", parallel)
+
+    @property
+    def processes(self) -> int:
+        """Worker processes of scoring and training."""
+        return self.settings.processes or cpu_count() or 1
+
+    @cached_property
+    def shelf(self) -> FleetShelf:
+        """The published fleets."""
+        return FleetShelf(self.blobs, self.folder / "work" / "fleets")
+
+    @cached_property
+    def queries(self) -> SqlQueries:
+        """Reads for people."""
+        return SqlQueries(self.database)
+
+    @cached_property
+    def ingest_store(self) -> SqlIngestStore:
+        """The ledger, the window partials and the rejects."""
+        return SqlIngestStore(self.database)
+
+    def ingest(self, fields: FieldNames | None = None) -> Ingest:
+        """Build the ingest handler, for other field names than the settings' if given."""
+        settings = self.settings
+        return Ingest(
+            store=self.ingest_store,
+            blobs=self.blobs,
+            decoder=ReadingDecoder(fields or settings.field_names, settings.max_future_skew),
+            window=self.window,
+            allowed_lateness=settings.allowed_lateness,
+            raw_segments=settings.raw_segments,
+        )
+
+    def end_file(self, hub: str, partitions: Iterable[str]) -> None:
+        """Note that a file was read to its end: it holds no window open any longer."""
+        for partition in partitions:
+            self.ingest_store.end_partition(Partition(hub, partition))
+
+    @cached_property
+    def train(self) -> TrainFleet:
+        """The training handler."""
+        return TrainFleet(self.queries, self.shelf, self.processes)
+
+    @cached_property
+    def import_models(self) -> ImportModels:
+        """The import handler."""
+        return ImportModels(self.shelf)
+
+    @cached_property
+    def check_fleet(self) -> CheckFleet:
+        """The fleet check handler."""
+        return CheckFleet(self.queries, self.shelf)
+
+    @cached_property
+    def submit(self) -> SubmitRun:
+        """The submit handler."""
+        return SubmitRun(
+            store=SqlRunStore(self.database),
+            blobs=self.blobs,
+            engine=self.engine,
+            window=self.window,
+            allowed_lateness=self.settings.allowed_lateness,
+            idle_timeout=self.settings.idle_timeout,
+            part_rows=self.settings.part_rows,
+        )
+
+    @cached_property
+    def watch(self) -> WatchRuns:
+        """The watch handler."""
+        store = self.submit.store
+        return WatchRuns(
+            store, self.blobs, self.engine, self.submit, IndexPredictions(store, self.blobs)
+        )
+
+    def see_through(
+        self,
+        run: ScoringRun,
+        clock: Callable[[], datetime],
+        progress: Callable[[float, float], None],
+    ) -> ScoringRun:
+        """Drive a run, with the engine of this process, until it can come no further by itself.
+
+        Parameters
+        ----------
+        progress
+            Told how many of how many prediction parts are indexed.
+
+        Returns
+        -------
+        ScoringRun
+            Ended; or ``scored`` with a cause: incomplete.
+        """
+        while not run.state.is_terminal:
+            run = self.watch.watch(run, clock(), nonce())
+            summary = self.queries.run(run.run_id)
+            progress(summary.indexed_parts, summary.parts or 1)
+            if run.state == RunState.SCORED and run.cause:
+                break
+            if not run.state.is_terminal:
+                self.engine.wait(run.run_id, timeout=POLL)
+        return run
+
+    @cached_property
+    def repair_gaps(self) -> RepairGaps:
+        """The repair handler."""
+        return RepairGaps(self.ingest_store, self.event_log, self.ingest())
+
+    @cached_property
+    def replay_rejects(self) -> ReplayRejects:
+        """The replay handler."""
+        return ReplayRejects(self.ingest_store, self.ingest())
+
+    @cached_property
+    def rebuild_windows(self) -> RebuildWindows:
+        """The rebuild handler."""
+        return RebuildWindows(SqlRebuildStore(self.database), self.blobs)
+
+    def __enter__(self) -> "App":
+        """Give the app itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what was opened."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+        if "database" in self.__dict__:
+            self.database.close()
+
+
+def open_app(data: Path | None = None, **overrides: str) -> App:
+    """Build an app from the environment, for another data folder or setting if given."""
+    if data is not None:
+        overrides["SCORING_DATA"] = str(data)
+    return App(settings_from_environment(**overrides))

@@ -1,0 +1,165 @@
+"""Commands on the fleet: train, import, check, show, list."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scoring.cli.state import (
+    JsonFlag,
+    Limit,
+    cell,
+    console,
+    instant_option,
+    opened,
+    plain,
+    progress,
+    show_json,
+    show_rows,
+)
+
+if TYPE_CHECKING:
+    from scoring.fleet import FleetReport
+
+Features = Annotated[str, typer.Option(help="Comma-separated, of mean,std,min,max,last,count.")]
+Version = Annotated[str | None, typer.Option(help="Fleet version [default: current].")]
+
+fleet_app = typer.Typer(no_args_is_help=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(fleet_app, name="fleet", help="Train, import, check and show models.")
+
+
+@fleet_app.command()
+def train(
+    context: typer.Context,
+    features: Features = "mean,std,min,max",
+    until: Annotated[
+        str | None, typer.Option(help="Only windows that end by then [default: all].")
+    ] = None,
+    nu: Annotated[float, typer.Option(help="Share of usual windows called anomalous.")] = 0.01,
+    gamma: Annotated[str, typer.Option(help="A number, scale or auto.")] = "0.02",
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a StandardScaler and OneClassSVM for each sensor on its windows in the store."""
+    from scoring import instants
+    from scoring.bootstrap import now
+    from scoring.fleet import Training
+
+    last = instant_option(until) or instants.of(now())
+    training = Training(nu=nu, gamma=gamma if gamma in {"scale", "auto"} else float(gamma))
+    with opened(context) as app, progress("train") as advance:
+        version, trained, untrained = app.train(_names(features), training, last, now(), advance)
+    if as_json:
+        show_json(
+            {"version": version, "models": trained, "untrained": [plain(u) for u in untrained]}
+        )
+        return
+    console().print(f"fleet {version}: {cell(trained)} models")
+    if untrained:
+        columns = {"device": "device", "sensor": "sensor", "reason": "why it has no model"}
+        show_rows("not trained", untrained, columns, as_json=False)
+
+
+@fleet_app.command("import")
+def import_(
+    context: typer.Context,
+    folder: Path,
+    pattern: Annotated[
+        str, typer.Option(help="How the files are named.")
+    ] = "model_{device}_{sensor}",
+    features: Features = "mean",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Leave out the current fleet's models.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Import model files (joblib, skops, old pickles) on top of the current fleet."""
+    from scoring.bootstrap import now
+
+    with opened(context) as app:
+        version, imported, refused = app.import_models(
+            folder, pattern, _names(features), now(), fresh=fresh
+        )
+    if as_json:
+        show_json(
+            {"version": version, "imported": imported, "refused": [plain(r) for r in refused]}
+        )
+    else:
+        if version:
+            console().print(f"fleet {version}: {cell(imported)} models imported")
+        if refused:
+            columns = {"file": "file", "reason": "why it was refused"}
+            show_rows("refused", refused, columns, as_json=False)
+    if not version:
+        raise typer.Exit(1)
+
+
+@fleet_app.command()
+def check(context: typer.Context, version: Version = None, as_json: JsonFlag = False) -> None:
+    """Name missing models, orphans, stale and degenerate ones; exits with 1 if there are any."""
+    from scoring.bootstrap import now
+
+    with opened(context) as app:
+        report = app.check_fleet(now(), version)
+    if as_json:
+        show_json(plain(report))
+    else:
+        show_report(report)
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def show_report(report: "FleetReport") -> None:
+    """Print what a check found."""
+    columns = {"device": "device", "sensor": "sensor", "why": "why"}
+    for name in ("missing", "orphans", "stale", "degenerate"):
+        show_rows(name, getattr(report, name), columns, as_json=False)
+
+
+@fleet_app.command()
+def show(
+    context: typer.Context,
+    device: str,
+    sensor: str,
+    version: Version = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one sensor's model."""
+    from scoring.errors import NotFound
+
+    with opened(context) as app:
+        fleet = app.shelf.open(version)
+        found = fleet.find(device, sensor)
+    if found is None:
+        message = f"fleet {fleet.version} has no model for sensor {sensor} of device {device}"
+        raise NotFound(message)
+    values = plain(found) | {"fleet": fleet.version}
+    if as_json:
+        show_json(values)
+        return
+    for name, value in values.items():
+        console().print(f"{name:>16}  {cell(value)}", highlight=False)
+
+
+@fleet_app.command("list")
+def list_(
+    context: typer.Context, version: Version = None, limit: Limit = 20, as_json: JsonFlag = False
+) -> None:
+    """List fleets, and the models of one."""
+    with opened(context) as app:
+        fleet = app.shelf.open(version)
+        models = [fleet.describe(row) for row in range(min(limit, len(fleet)))]
+        versions = app.shelf.versions()
+    if as_json:
+        show_json({"version": fleet.version, "versions": versions, "models": [*map(plain, models)]})
+        return
+    console().print(f"fleets: {', '.join(versions)}")
+    columns = {name: name.replace("_", " ") for name in ("device", "sensor", "kind", "source")}
+    show_rows(f"{fleet.version}: {len(fleet):,} models", models, columns, as_json=False)
+
+
+def _names(features: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in features.split(","))

@@ -1,0 +1,207 @@
+"""Commands that move data: ingest, run, cancel, repair, rebuild, migrate."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scoring.cli.state import (
+    JsonFlag,
+    Limit,
+    Window,
+    cell,
+    console,
+    instant_option,
+    opened,
+    plain,
+    progress,
+    show_json,
+    show_rows,
+)
+
+if TYPE_CHECKING:
+    from scoring.bootstrap import App
+    from scoring.runs import ScoringRun
+
+run_app = typer.Typer(invoke_without_command=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(ingest)
+    app.add_typer(run_app, name="run", help="Score what is pending; show or cancel a run.")
+    app.command()(runs)
+    app.command("repair-gaps")(repair_gaps)
+    app.command("rebuild-windows")(rebuild_windows)
+    app.command()(migrate)
+
+
+def ingest(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(help="CSV or NDJSON, also .gz; - for standard input.")],
+    window: Window = None,
+    device: Annotated[str, typer.Option(help="Column or field of the device.")] = "device",
+    sensor: Annotated[str, typer.Option(help="Column or field of the sensor.")] = "sensor",
+    ts: Annotated[str, typer.Option(help="Column or field of the event time.")] = "ts",
+    value: Annotated[str, typer.Option(help="Column or field of the value.")] = "value",
+    arrived_at: Annotated[
+        str | None, typer.Option(help="When the readings arrived [default: the file's time].")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Events an event batch.")] = 1000,
+    partition_order: Annotated[
+        str | None, typer.Option(help="Deliver partitions one by one, such as 3,1,0,2.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Read a file of readings; the same file again changes nothing."""
+    from scoring.adapters.files import ReadingsFile
+    from scoring.handlers.ingest import IngestOutcome
+    from scoring.readings import FieldNames
+
+    names = FieldNames(device, sensor, ts, value)
+    order = partition_order.split(",") if partition_order else None
+    with (
+        ReadingsFile.open(file, names, arrived_at=instant_option(arrived_at)) as source,
+        opened(context, window=window) as app,
+        progress("ingest") as advance,
+    ):
+        handle, outcome = app.ingest(source.field_names), IngestOutcome()
+        for batch in source.batches(batch_size, order=order):
+            outcome += handle(batch)
+            advance(source.progress.read, source.progress.total)
+        app.end_file(source.hub, source.partitions)
+    _show_outcome("ingested", outcome, as_json=as_json)
+
+
+def _show_outcome(what: str, outcome: object, *, as_json: bool) -> None:
+    values = plain(outcome)
+    if as_json:
+        show_json(values)
+        return
+    rejects = values.pop("rejects")
+    values["rejects"] = sum(rejects.values())
+    shown = ", ".join(f"{name} {cell(number)}" for name, number in values.items())
+    console().print(f"{what}: {shown}")
+    for reason, number in sorted(rejects.items()):
+        console().print(f"  {reason}: {cell(number)}")
+
+
+@run_app.callback()
+def run(
+    context: typer.Context,
+    fleet: Annotated[str | None, typer.Option(help="Fleet version [default: current].")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score all pending final windows; first brings runs that were interrupted to their end."""
+    if context.invoked_subcommand:
+        return
+    from scoring.bootstrap import nonce, now
+
+    with opened(context) as app:
+        ended = [_follow(app, left) for left in app.submit.store.active_runs()]
+        version = fleet or app.shelf.current()
+        app.shelf.open(version)
+        if new := app.submit("manual", version, now(), nonce()):
+            ended.append(_follow(app, new))
+        summaries = [app.queries.run(one.run_id) for one in ended]
+    if as_json:
+        show_json([plain(summary) for summary in summaries])
+    elif summaries:
+        show_rows("runs", summaries, _RUN_COLUMNS, as_json=False)
+    else:
+        console().print("nothing to score: no final window is pending")
+    if any(summary.state != "completed" for summary in summaries):
+        raise typer.Exit(1)
+
+
+def _follow(app: "App", run: "ScoringRun") -> "ScoringRun":
+    from scoring.bootstrap import now
+
+    with progress(f"run {run.run_id}") as advance:
+        return app.see_through(run, now, advance)
+
+
+@run_app.command("show")
+def show_run(
+    context: typer.Context, run_id: str, limit: Limit = 20, as_json: JsonFlag = False
+) -> None:
+    """Show one run: progress, cause of failure, counts by device and sensor."""
+    with opened(context) as app:
+        summary = app.queries.run(run_id)
+        counts = app.queries.counts(run_id, by_sensor=True, limit=limit)
+        parts = app.submit.store.parts(app.submit.store.run(run_id))
+    if as_json:
+        show_json(
+            plain(summary)
+            | {"by_sensor": [plain(c) for c in counts], "part": [plain(p) for p in parts]}
+        )
+        return
+    for name, value in plain(summary).items():
+        console().print(f"{name:>14}  {cell(value)}", highlight=False)
+    show_rows("sensors, most anomalous first", counts, _COUNT_COLUMNS, as_json=False)
+
+
+@run_app.command()
+def cancel(context: typer.Context, run_id: str) -> None:
+    """Stop a run and give its windows back."""
+    from scoring.bootstrap import now
+
+    with opened(context) as app:
+        app.watch.cancel(run_id, now())
+    console().print(f"run {run_id} is canceled; its windows are pending again")
+
+
+def runs(context: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -> None:
+    """List the newest runs."""
+    with opened(context) as app:
+        show_rows("runs", app.queries.runs(limit), _RUN_COLUMNS, as_json=as_json)
+
+
+def repair_gaps(context: typer.Context, as_json: JsonFlag = False) -> None:
+    """Read again what was never delivered; what the hub no longer holds becomes lost."""
+    with opened(context) as app:
+        outcome = app.repair_gaps()
+    _show_outcome("repaired", outcome, as_json=as_json)
+
+
+def rebuild_windows(context: typer.Context, window: Window = None) -> None:
+    """Compute all windows anew from the raw segments, in another size if given."""
+    from scoring.settings import duration
+
+    with opened(context) as app, progress("rebuild") as advance:
+        size = duration(window) if window else app.window
+        readings = app.rebuild_windows(size, advance)
+        windows = app.queries.status().windows
+    console().print(
+        f"rebuilt: {cell(windows)} windows of {size / 1e6:g} s, {cell(readings)} readings"
+    )
+
+
+def migrate(context: typer.Context) -> None:
+    """Bring the database to the newest schema."""
+    from scoring.adapters.sql.schema import HEAD
+
+    with opened(context) as app:
+        _ = app.database
+    console().print(f"the database is at schema {HEAD}")
+
+
+_RUN_COLUMNS = {
+    "run_id": "run",
+    "state": "state",
+    "trigger": "trigger",
+    "fleet_version": "fleet",
+    "created_at": "created",
+    "windows": "windows",
+    "indexed_parts": "parts done",
+    "parts": "parts",
+    "scored": "scored",
+    "anomalies": "anomalies",
+    "cause": "cause",
+}
+_COUNT_COLUMNS = {
+    "device": "device",
+    "sensor": "sensor",
+    "scored": "scored",
+    "anomalies": "anomalies",
+    "not_scored": "not scored",
+}

@@ -1,0 +1,404 @@
+"""The demonstration: a simulated fleet, or somebody's own readings and models, from end to end.
+
+Everything is a pure function of the plan, and every step may be repeated. So a demo that was
+killed is run again from its start: what was done before is recognised and costs little.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from scoring import instants
+from scoring.adapters.blobs import storage_errors
+from scoring.adapters.files import ReadingsFile
+from scoring.bootstrap import App, nonce
+from scoring.errors import Conflict, EngineFailed, NotFound
+from scoring.fleet import PATTERN, FleetReport, Refused, Training, Untrained
+from scoring.handlers.ingest import IngestOutcome
+from scoring.queries import AnomalyFilter, DeviceCounts, StoreStatus
+from scoring.runs import RunState, ScoringRun
+from scoring.simulation import (
+    AnomalyKind,
+    InjectedAnomaly,
+    SimulationSettings,
+    deliveries,
+    ground_truth,
+    simulate,
+)
+
+HUB = "demo"
+"""Name of the simulated event hub."""
+
+FEATURES = ("mean", "std", "min", "max")
+
+Progress = Callable[[str, float, float], None]
+"""Told the stage, and how much of how much of it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long one stage took in all, and how much it handled."""
+
+    name: str
+    seconds: float
+    count: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How many injected anomalies of one kind were found: an anomalous window in their time."""
+
+    kind: str
+    injected: int
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the demo ends with.
+
+    Attributes
+    ----------
+    delivered
+        What was delivered in this attempt; after a kill, mostly duplicates.
+    status
+        What the store says, over all attempts.
+    false_alarms
+        Anomalous windows after the training part that no injected anomaly explains, and how many
+        windows were scored there.
+    """
+
+    delivered: IngestOutcome
+    status: StoreStatus
+    runs: int
+    predictions: int
+    anomalies: int
+    devices: list[DeviceCounts]
+    fleet: FleetReport
+    untrained: list[Untrained]
+    refused: list[Refused]
+    found: list[Found]
+    false_alarms: tuple[int, int]
+    stages: list[Stage]
+
+
+@dataclass(slots=True)
+class _Stages:
+    """Adds up seconds and counts by stage, in order of their first use."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str, unit: str) -> Iterator[None]:
+        begin = perf_counter()
+        self.units.setdefault(name, unit)
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - begin
+
+    def count(self, name: str, count: int) -> None:
+        self.counts[name] = self.counts.get(name, 0) + count
+
+    def list(self) -> list[Stage]:
+        return [
+            Stage(name, self.seconds[name], self.counts.get(name, 0), unit)
+            for name, unit in self.units.items()
+        ]
+
+
+class SimulatedDemo:
+    """A simulated fleet: delivered, trained on its first part, scored in several runs.
+
+    Parameters
+    ----------
+    runs
+        How many runs are spread over the part that follows the training; one more, before them,
+        scores the training part itself.
+    """
+
+    def __init__(
+        self, app: App, simulation: SimulationSettings, runs: int, progress: Progress
+    ) -> None:
+        self._app = app
+        self._ingest = app.ingest()
+        self._simulation = simulation
+        self._runs = runs
+        self._stages = _Stages(progress)
+        self._outcome = IngestOutcome()
+        self._untrained: list[Untrained] = []
+
+    def __call__(self) -> DemoReport:
+        """Run the demo to its end."""
+        simulation, end = self._simulation, self._simulation.end
+        boundaries = self._boundaries()
+        slices = deliveries(simulation, HUB)
+        while True:
+            with self._stages.timed("simulate", "events"):
+                one = next(slices, None)
+            if one is None:
+                break
+            self._stages.count("simulate", len(one.chunk))
+            self._deliver(one.sent, one.delivered)
+            self._stages.progress(
+                "deliver", one.chunk.end - simulation.begin, end - simulation.begin
+            )
+            while boundaries and one.chunk.end >= boundaries[0]:
+                self._score(instants.moment(boundaries.pop(0)))
+        self._score(self._after_the_last())
+        return self._report()
+
+    def _boundaries(self) -> list[int]:
+        """When runs are submitted: at the end of the training, and evenly after it."""
+        begin, end = self._simulation.training_end, self._simulation.end
+        return [begin + (end - begin) * i // self._runs for i in range(self._runs)]
+
+    def _deliver(self, sent: tuple[Any, ...], delivered: tuple[Any, ...]) -> None:
+        with self._stages.timed("retain", "events"):
+            for batch in sent:
+                self._app.event_log.append(batch)
+                self._stages.count("retain", len(batch))
+        with self._stages.timed("ingest", "events"):
+            for batch in delivered:
+                self._outcome += self._ingest(batch)
+                self._stages.count("ingest", len(batch))
+
+    def _score(self, now: datetime) -> None:
+        """Do what the timers would: repair gaps, train once, submit a run and see it through."""
+        with self._stages.timed("repair", "events"):
+            repaired = self._app.repair_gaps()
+            self._stages.count("repair", repaired.events)
+        version = self._fleet(now)
+        with self._stages.timed("score", "windows"):
+            run = self._app.submit("demo", version, now, nonce())
+            if run:
+                self._stages.count(
+                    "score", _see_through(self._app, run, now, self._stages.progress)
+                )
+
+    def _fleet(self, now: datetime) -> str:
+        try:
+            return self._app.shelf.current()
+        except NotFound:
+            pass
+        with self._stages.timed("train", "models"):
+            version, models, self._untrained = self._app.train(
+                FEATURES,
+                Training(),
+                self._simulation.training_end,
+                now,
+                lambda done, total: self._stages.progress("train", done, total),
+            )
+        self._stages.count("train", models)
+        return version
+
+    def _after_the_last(self) -> datetime:
+        """Give an instant when every partition is idle, and so every window final."""
+        last = max(p.last_enqueued for p in self._app.queries.status().partitions)
+        settings = self._app.settings
+        wait = settings.idle_timeout + settings.allowed_lateness + self._app.window
+        return instants.moment(last + wait)
+
+    def _report(self) -> DemoReport:
+        truth = [a for a in ground_truth(self._simulation) if a.kind != AnomalyKind.DEAD]
+        anomalies = self._app.queries.anomalies(
+            AnomalyFilter(since=self._simulation.training_end), limit=1_000_000
+        )
+        starts: dict[tuple[str, str], list[int]] = {}
+        for anomaly in anomalies:
+            starts.setdefault((anomaly.device, anomaly.sensor), []).append(anomaly.window_start)
+        window = self._app.window
+        explained = sum(
+            any(_overlaps(truth_, start, window) for truth_ in truth if _same(truth_, key))
+            for key, own in starts.items()
+            for start in own
+        )
+        found = [
+            Found(kind, len(injected), sum(_is_found(a, starts, window) for a in injected))
+            for kind in AnomalyKind
+            if (injected := [a for a in truth if a.kind == kind])
+        ]
+        scored = self._app.queries.count_scored(self._simulation.training_end)
+        now = instants.moment(self._simulation.end)
+        return _report(
+            self._app, self._stages, self._outcome, now,
+            untrained=self._untrained, found=found,
+            false_alarms=(len(anomalies) - explained, scored),
+        )  # fmt: skip
+
+
+def _same(anomaly: InjectedAnomaly, key: tuple[str, str]) -> bool:
+    return (anomaly.device, anomaly.sensor) == key
+
+
+def _overlaps(anomaly: InjectedAnomaly, start: int, window: int) -> bool:
+    return start < anomaly.end and start + window > anomaly.start
+
+
+def _is_found(
+    anomaly: InjectedAnomaly, starts: dict[tuple[str, str], list[int]], window: int
+) -> bool:
+    own = starts.get((anomaly.device, anomaly.sensor), [])
+    return any(_overlaps(anomaly, start, window) for start in own)
+
+
+def demo_of_files(
+    app: App, readings: Path, models: Path, now: datetime, progress: Progress
+) -> DemoReport:
+    """Do the same on somebody's own readings and models: ingest, import, one run."""
+    stages, outcome = _Stages(progress), IngestOutcome()
+    with ReadingsFile.open(readings, app.settings.field_names) as source:
+        handle = app.ingest(source.field_names)
+        with stages.timed("ingest", "events"):
+            for batch in source.batches():
+                outcome += handle(batch)
+                progress("ingest", source.progress.read, source.progress.total)
+            app.end_file(source.hub, source.partitions)
+        stages.count("ingest", outcome.events)
+    with stages.timed("import", "models"):
+        version, imported, refused = app.import_models(models, PATTERN, ("mean",), now)
+    stages.count("import", imported)
+    if not version:
+        message = f"no model of {models} could be imported: {refused[0].reason if refused else ''}"
+        raise NotFound(message)
+    with stages.timed("score", "windows"):
+        for run in [*app.submit.store.active_runs(), app.submit("demo", version, now, nonce())]:
+            if run:
+                stages.count("score", _see_through(app, run, now, progress))
+    return _report(app, stages, outcome, now, refused=refused)
+
+
+def _see_through(app: App, run: ScoringRun, now: datetime, progress: Progress) -> int:
+    """Drive a run until it is complete; gives the number of its windows.
+
+    Raises
+    ------
+    EngineFailed
+        The run failed, or is incomplete; with the cause.
+    """
+    run = app.see_through(run, lambda: now, lambda done, total: progress("score", done, total))
+    if run.state != RunState.COMPLETED:
+        message = f"run {run.run_id} is {run.state}: {run.cause}"
+        raise EngineFailed(message)
+    return app.queries.run(run.run_id).windows
+
+
+def _report(  # noqa: PLR0913 - what only one of the two demos has comes by keyword
+    app: App,
+    stages: _Stages,
+    outcome: IngestOutcome,
+    now: datetime,
+    *,
+    untrained: list[Untrained] | None = None,
+    refused: list[Refused] | None = None,
+    found: list[Found] | None = None,
+    false_alarms: tuple[int, int] = (0, 0),
+) -> DemoReport:
+    with stages.timed("check", "models"):
+        report = app.check_fleet(now)
+    stages.count("check", len(app.shelf.open()))
+    devices = app.queries.counts(None, by_sensor=False, limit=1_000_000)
+    return DemoReport(
+        delivered=outcome,
+        status=app.queries.status(),
+        runs=len(app.queries.runs(1_000_000)),
+        predictions=sum(one.scored + one.not_scored for one in devices),
+        anomalies=sum(one.anomalies for one in devices),
+        devices=devices,
+        fleet=report,
+        untrained=untrained or [],
+        refused=refused or [],
+        found=found or [],
+        false_alarms=false_alarms,
+        stages=stages.list(),
+    )
+
+
+@contextmanager
+def demo_folder(folder: Path, plan: dict[str, Any], *, fresh: bool) -> Iterator[None]:
+    """Hold a folder for one demo of one plan.
+
+    Raises
+    ------
+    Conflict
+        Another demo holds it, or it has data of something else.
+    StorageUnusable
+        It cannot be written.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "demo.lock").open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"another demo is at work in {folder}: wait for it, or choose another --data"
+            raise Conflict(message) from error
+        _settle_plan(folder, plan, fresh=fresh)
+        yield
+
+
+def _settle_plan(folder: Path, plan: dict[str, Any], *, fresh: bool) -> None:
+    """Note whose data the folder has; refuse that of another plan."""
+    marker = folder / "demo.json"
+    wanted = json.dumps(plan, indent=2, sort_keys=True, default=str)
+    if fresh and marker.exists():
+        _empty(folder)
+    if marker.exists():
+        if marker.read_text() != wanted:
+            message = f"{folder} has the data of a demo with other options: --fresh begins anew"
+            raise Conflict(message)
+        return
+    if (folder / "store.db").exists():
+        message = f"{folder} has data that is not a demo's: choose another --data"
+        raise Conflict(message)
+    with storage_errors(marker):
+        marker.write_text(wanted)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a demo leaves; the marker goes last, so that this can be repeated."""
+    with storage_errors(folder):
+        for path in folder.glob("store.db*"):
+            path.unlink()
+        for name in ("blobs", "work", "events"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / "demo.json").unlink()
+
+
+def plan_of(simulation: SimulationSettings, runs: int, window: str | None) -> dict[str, Any]:
+    """Give the options that decide what a simulated demo's data are."""
+    return asdict(simulation) | {"runs": runs, "window": window}
+
+
+def write_simulation(simulation: SimulationSettings, folder: Path, progress: Progress) -> int:
+    """Write a simulation as ``events.ndjson``, a line an event, and ``anomalies.json``.
+
+    Returns
+    -------
+    int
+        How many events. Both files are put in place when they are whole.
+    """
+    events = 0
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        writing = folder / "events.ndjson.writing"
+        with writing.open("wb") as file:
+            for chunk in simulate(simulation):
+                # A damaged body may hold anything but a line's end.
+                file.writelines(body + b"\n" for body in chunk.bodies)
+                events += len(chunk)
+                progress("simulate", chunk.index + 1, simulation.chunks)
+        writing.replace(folder / "events.ndjson")
+        truth = [asdict(anomaly) for anomaly in ground_truth(simulation)]
+        (folder / "anomalies.json").write_text(json.dumps(truth, indent=2))
+    return events

@@ -1,0 +1,132 @@
+"""All settings, from one mapping, checked at once."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from scoring import instants
+from scoring.errors import Misconfigured
+from scoring.readings import FieldNames
+
+PREFIX = "SCORING_"
+
+_UNITS = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+_TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
+
+
+def duration(text: str) -> int:
+    """Read a duration such as ``5s``, ``1.5 min``, ``250ms``, ``2h`` or ``1d``, as microseconds.
+
+    Raises
+    ------
+    ValueError
+        It is of another form, zero, or not a whole number of microseconds.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)\s*", text)
+    if not match:
+        message = f"{text!r} is not a duration such as 250ms, 5s, 1.5min, 2h or 1d"
+        raise ValueError(message)
+    value = float(match[1]) * _UNITS[match[2]]
+    if value != int(value) or value <= 0:
+        message = f"{text!r} is not a positive number of microseconds"
+        raise ValueError(message)
+    return int(value)
+
+
+def _optional_duration(text: str) -> int | None:
+    return duration(text) if text.strip() else None
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    message = f"{text!r} is neither true nor false"
+    raise ValueError(message)
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        value = int(text)
+        if value < least:
+            message = f"{value} is less than {least}"
+            raise ValueError(message)
+        return value
+
+    return read
+
+
+def _setting(read: Callable[[str], Any], default: str, doc: str) -> Any:
+    return field(default=read(default), metadata={"read": read, "default": default, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set; the variable of a field is ``SCORING_`` and its name in capitals.
+
+    Durations are microseconds here, and texts such as ``5min`` in the mapping.
+    """
+
+    data: Path = _setting(Path, "scoring-data", "folder of the database, blobs and work files")
+    window: int | None = _setting(
+        _optional_duration, "", "size of the tumbling windows; a new store takes 5min"
+    )
+    allowed_lateness: int = _setting(
+        duration, "2min", "how long past its end a window stays open for late readings"
+    )
+    idle_timeout: int = _setting(
+        duration, "5min", "after how long a silent partition no longer holds windows open"
+    )
+    max_future_skew: int = _setting(
+        duration, "5min", "how far a device's clock may run ahead of the hub's"
+    )
+    raw_segments: bool = _setting(_flag, "true", "keep accepted readings as Parquet segments")
+    field_device: str = _setting(str, "device", "name of the device in an event's body")
+    field_sensor: str = _setting(str, "sensor", "name of the sensor in an event's body")
+    field_ts: str = _setting(str, "ts", "name of the event time in an event's body")
+    field_value: str = _setting(str, "value", "name of the value in an event's body")
+    part_rows: int = _setting(_number(1), "20000", "windows an input part holds, about")
+    processes: int = _setting(_number(0), "0", "worker processes; 0 takes one a core")
+    mini_batch_size: int = _setting(_number(1), "1", "input parts a mini-batch")
+    max_retries: int = _setting(_number(0), "2", "further attempts of a failed mini-batch")
+    mini_batch_timeout: int = _setting(duration, "10min", "how long one attempt may take")
+    error_threshold: int = _setting(
+        _number(-1), "0", "input parts that may fail before the run does; -1 ignores all"
+    )
+    mini_batch_error_threshold: int = _setting(
+        _number(-1), "0", "mini-batches that may fail before the run does; -1 ignores all"
+    )
+
+    @classmethod
+    def load(cls, mapping: Mapping[str, str]) -> "Settings":
+        """Read the settings from variables; other variables than ``SCORING_...`` are left alone.
+
+        Raises
+        ------
+        Misconfigured
+            Naming every setting that is wrong or unknown.
+        """
+        given = {key: text for key, text in mapping.items() if key.startswith(PREFIX)}
+        problems, values = [], {}
+        for one in fields(cls):
+            key = PREFIX + one.name.upper()
+            if (text := given.pop(key, None)) is None:
+                continue
+            try:
+                values[one.name] = one.metadata["read"](text)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+        problems += [f"{key} is not a setting" for key in sorted(given)]
+        if problems:
+            raise Misconfigured(problems)
+        return cls(**values)
+
+    @property
+    def field_names(self) -> FieldNames:
+        """What the fields of a reading are called in the body."""
+        return FieldNames(self.field_device, self.field_sensor, self.field_ts, self.field_value)
+
+
+DEFAULT_WINDOW = 5 * 60 * instants.SECOND
+"""Of a new store whose settings name no window, microseconds."""
