@@ -1,0 +1,165 @@
+"""The event hub of the embedded system: each partition's events in a folder of Arrow files."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import NoReturn
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from scoring.errors import StorageUnusable
+from scoring.readings import EventBatch, Partition
+
+_NAME = re.compile(r"(\d+)-(\d+)\.arrow")
+_SCHEMA = pa.schema(
+    [
+        pa.field("sequence_number", pa.int64(), nullable=False),
+        pa.field("enqueued_time", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("body", pa.binary(), nullable=False),
+        pa.field("connection_device_id", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Segment:
+    """One file of events, named by its first and last sequence number."""
+
+    first: int
+    last: int
+    path: Path
+
+
+class FolderEventLog:
+    """Keeps events as ``<root>/<hub>/<partition>/<first>-<last>.arrow``, and gives them again.
+
+    A partition only grows: numbers at or below its newest are taken to be there already. So the
+    same events may be appended again, however they are cut, as a producer does that was killed
+    and starts anew.
+
+    Raises
+    ------
+    StorageUnusable
+        By every method: the folder cannot be read or written, or a file in it is damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def append(self, batch: EventBatch) -> None:
+        """Keep the events that are newer than all of their partition.
+
+        Parameters
+        ----------
+        batch
+            By ascending sequence number.
+        """
+        segments = self._segments(batch.partition)
+        known = max((segment.last for segment in segments), default=-1)
+        start = int(np.searchsorted(batch.sequence_numbers, known, side="right"))
+        if start < len(batch):
+            numbers = batch.sequence_numbers
+            name = f"{numbers[start]:020}-{numbers[-1]:020}.arrow"
+            self._write(self._folder(batch.partition) / name, _table(batch).slice(start))
+
+    def read(
+        self, partition: Partition, first: int, last: int, batch_size: int = 1000
+    ) -> Iterator[EventBatch]:
+        """Give the events from `first` to `last`, both included, by ascending sequence number.
+
+        What is not kept is simply absent. No event batch holds more than `batch_size` events.
+        """
+        position = first
+        for segment in self._segments(partition):
+            if segment.last < position or segment.first > last:
+                continue
+            table = self._load(segment.path)
+            numbers = _numpy(table, "sequence_number")
+            start, end = np.searchsorted(numbers, [position, last + 1]).tolist()
+            for place in range(start, end, batch_size):
+                yield _event_batch(partition, table.slice(place, min(batch_size, end - place)))
+            # Two producers at once leave segments that overlap: nothing is given twice.
+            position = max(position, segment.last + 1)
+
+    def oldest(self, partition: Partition) -> int | None:
+        """Give the lowest sequence number that is kept; None if nothing is."""
+        return min((segment.first for segment in self._segments(partition)), default=None)
+
+    def _folder(self, partition: Partition) -> Path:
+        # Names come from outside: quoted, "." too, none can lead out of the root.
+        return self._root.joinpath(
+            *(quote(name, safe="").replace(".", "%2E") for name in (partition.hub, partition.id))
+        )
+
+    def _segments(self, partition: Partition) -> list[_Segment]:
+        """List a partition's files by their names alone; none is opened."""
+        folder = self._folder(partition)
+        try:
+            named = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            _give_up(folder, error)
+        return sorted(_Segment(int(name[1]), int(name[2]), path) for path, name in named if name)
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        """Put a file in place at once: a reader or a crash never sees half of it."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+                try:
+                    with pa.ipc.new_file(file, _SCHEMA) as writer:
+                        writer.write_table(table)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).replace(path)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            _give_up(path, error)
+
+    def _load(self, path: Path) -> pa.Table:
+        try:
+            with path.open("rb") as file:
+                return pa.ipc.open_file(file).read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            _give_up(path, error)
+
+
+def _table(batch: EventBatch) -> pa.Table:
+    devices = batch.connection_device_ids
+    columns = [
+        pa.array(batch.sequence_numbers, pa.int64()),
+        pa.array(batch.enqueued_times, pa.int64()).cast(_SCHEMA.field("enqueued_time").type),
+        pa.array(batch.bodies, pa.binary()),
+        pa.nulls(len(batch), pa.string()) if devices is None else pa.array(devices, pa.string()),
+    ]
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
+
+
+def _event_batch(partition: Partition, table: pa.Table) -> EventBatch:
+    devices = table["connection_device_id"]
+    return EventBatch(
+        partition,
+        _numpy(table, "sequence_number"),
+        _numpy(table, "enqueued_time"),
+        table["body"].to_pylist(),
+        None if devices.null_count == len(devices) else devices.to_pylist(),
+    )
+
+
+def _numpy(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
+    numbers: npt.NDArray[np.int64] = table[column].cast(pa.int64()).to_numpy()
+    return numbers
+
+
+def _give_up(path: Path, error: Exception) -> NoReturn:
+    message = f"event log {path}: {error}"
+    raise StorageUnusable(message) from error

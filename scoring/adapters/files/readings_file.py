@@ -1,0 +1,225 @@
+"""One file of readings as the event batches of a hub of its own."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from zlib import crc32
+
+import numpy as np
+
+from scoring.adapters.files.rows import (
+    FileFormat,
+    Keyed,
+    csv_events,
+    guess_format,
+    ndjson_events,
+)
+from scoring.adapters.files.source import MAX_LINE, Progress, Source
+from scoring.errors import BadInput, UnreadableSource
+from scoring.readings import EventBatch, FieldNames, Partition
+
+_CANONICAL = FieldNames()
+
+
+class ReadingsFile:
+    """A file of readings; a context manager, because standard input leaves a temporary file.
+
+    Attributes
+    ----------
+    hub
+        Names the content: ``file-`` and 12 hexadecimal digits. The same content read the same
+        way has the same name, and each of its events the same partition and sequence number.
+    format
+        CSV or newline-delimited JSON.
+    field_names
+        What the fields are called in the bodies, for the decoder.
+    partitions
+        Ids, ascending.
+    enqueued_time
+        Of all events, epoch microseconds UTC.
+    progress
+        Of the event batches being read; its total is that of all passes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        columns: FieldNames,
+        file_format: FileFormat,
+        partitions: int,
+        enqueued_time: int,
+    ) -> None:
+        self._source = source
+        self._columns = columns
+        self.format = file_format
+        self.field_names = _CANONICAL if file_format is FileFormat.CSV else columns
+        self.partitions = tuple(map(str, range(partitions)))
+        self.enqueued_time = enqueued_time
+        # All that the partitions and sequence numbers depend on.
+        salt = json.dumps([file_format, partitions, *astuple(columns)]).encode()
+        digest, self._size = source.digest(salt)
+        self.hub = f"file-{digest[:12]}"
+        self.progress = Progress(total=self._size)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path | str,
+        columns: FieldNames = _CANONICAL,
+        *,
+        file_format: FileFormat | None = None,
+        partitions: int = 4,
+        arrived_at: int | None = None,
+    ) -> Self:
+        """Read a file once to learn its identity; nothing of it is kept in memory.
+
+        Parameters
+        ----------
+        path
+            ``-`` is standard input. What is gzip is unpacked.
+        columns
+            Names of the columns of a CSV file, in any case, or of the fields of an NDJSON file.
+        file_format
+            None goes by the name's ending, or else by the first character.
+        arrived_at
+            The enqueued time of all events, epoch microseconds UTC; None takes the time when the
+            file was last written.
+
+        Raises
+        ------
+        UnreadableSource
+            The file is not there, a folder, empty, no text, or lacks columns.
+        """
+        source = Source(path)
+        try:
+            head = source.head()
+            _check_text(source, head)
+            file_format = file_format or guess_format(source.suffix, head)
+            enqueued_time = source.modified() if arrived_at is None else arrived_at
+            opened = cls(source, columns, file_format, partitions, enqueued_time)
+            opened._events(Progress())
+        except BaseException:
+            source.close()
+            raise
+        return opened
+
+    def batches(
+        self,
+        batch_size: int = 1000,
+        order: Sequence[str] | None = None,
+        start_after: Mapping[str, int] | None = None,
+    ) -> Iterator[EventBatch]:
+        """Give the events as they come; memory holds one event batch a partition.
+
+        Parameters
+        ----------
+        order
+            Partitions to give one after the other, each by a pass of its own over the file, and
+            no others; None mixes all of them in one pass.
+        start_after
+            Last sequence number, by partition, that is not wanted again.
+
+        Raises
+        ------
+        UnreadableSource
+            The file was cut off, or its gzip damaged, since it was opened.
+        BadInput
+            `order` names a partition that does not exist.
+        """
+        passes = [self.partitions] if order is None else [(one,) for one in order]
+        if unknown := {one for wanted in passes for one in wanted} - set(self.partitions):
+            message = f"no partition {', '.join(sorted(unknown))}; there are {self.partitions}"
+            raise BadInput(message)
+        self.progress = Progress(total=self._size * len(passes))
+        return self._passes(passes, batch_size, dict(start_after or {}))
+
+    def close(self) -> None:
+        """Remove the copy of standard input, where that was read."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        """Give the file itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _passes(
+        self, passes: Sequence[Sequence[str]], batch_size: int, start_after: dict[str, int]
+    ) -> Iterator[EventBatch]:
+        for wanted in passes:
+            buffers = [
+                _Buffer(
+                    Partition(self.hub, one),
+                    self.enqueued_time,
+                    start_after.get(one, -1) + 1 if one in wanted else sys.maxsize,
+                )
+                for one in self.partitions
+            ]
+            yield from _batches(self._events(self.progress), buffers, batch_size)
+
+    def _events(self, progress: Progress) -> Iterator[Keyed]:
+        """Begin a pass over the file; raises at once where nothing in it could be read."""
+        events = csv_events if self.format is FileFormat.CSV else ndjson_events
+        try:
+            return events(self._source.lines(self._size, progress), self._columns)
+        except UnreadableSource as error:
+            self._source.refuse(str(error), error)
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """The events of one partition that no event batch holds yet.
+
+    Attributes
+    ----------
+    skipped
+        How many of its first events are not wanted.
+    seen
+        How many events were counted so far.
+    """
+
+    partition: Partition
+    enqueued_time: int
+    skipped: int
+    seen: int = 0
+    bodies: list[bytes] = field(default_factory=list)
+
+    def flush(self) -> EventBatch:
+        numbers = np.arange(self.seen - len(self.bodies), self.seen, dtype=np.int64)
+        bodies, self.bodies = self.bodies, []
+        enqueued = np.full(len(bodies), self.enqueued_time, dtype=np.int64)
+        return EventBatch(self.partition, numbers, enqueued, bodies)
+
+
+def _batches(
+    events: Iterator[Keyed], buffers: list[_Buffer], batch_size: int
+) -> Iterator[EventBatch]:
+    """Deal events out to their partitions, and give each event batch that is full."""
+    count = len(buffers)
+    for key, body in events:
+        buffer = buffers[crc32(key) % count]
+        buffer.seen += 1
+        if buffer.seen > buffer.skipped:
+            buffer.bodies.append(body)
+            if len(buffer.bodies) >= batch_size:
+                yield buffer.flush()
+    yield from (buffer.flush() for buffer in buffers if buffer.bodies)
+
+
+def _check_text(source: Source, head: bytes) -> None:
+    # Only its first line tells: further down, a NUL is the fault of its own line alone.
+    if b"\0" in head.partition(b"\n")[0]:
+        source.refuse("is binary or UTF-16; CSV or NDJSON in UTF-8 is needed")
+    if head[:1] == b"[" and len(head) >= MAX_LINE and b"\n" not in head:
+        source.refuse("is one long JSON array; each reading needs a line of its own")
