@@ -1,0 +1,153 @@
+"""How a run stands, in a folder that every process can read.
+
+``lock``          held (flock) by the process that runs it; its text is the number of parts done,
+                  empty while it waits for its turn
+``gate``          held for the moment in which somebody tries the lock
+``cancel``        somebody asked for the run to be stopped
+``outcome.json``  how the run ended, written once
+``stage-*/``      fleet, input parts and predictions of one attempt, removed at the end
+
+A run whose lock is free and that has no outcome was lost with its process.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from scoring.errors import StorageUnusable
+from scoring.ports import EngineReport, EngineState
+
+
+class RunFolder:
+    """What the file system says of one run."""
+
+    def __init__(self, root: Path, run_id: str) -> None:
+        self.path = root / run_id
+        self._lock: int | None = None
+
+    def take(self) -> bool:
+        """Make the run this object's own; False if another has it, or it has ended."""
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._gate():
+                self._lock = _try_lock(self.path / "lock")
+            if self._lock is None:
+                return False
+            try:
+                os.ftruncate(self._lock, 0)
+                has_ended = self._outcome() is not None
+            except OSError:
+                self.release()
+                raise
+        if has_ended:
+            self.release()
+        return not has_ended
+
+    def release(self) -> None:
+        """Let the run go."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def report(self) -> EngineReport | None:
+        """How the run stands; None if nobody has it and it has not ended."""
+        if not self.path.is_dir():
+            return None
+        with storage_errors(self.path):
+            # In this order: the outcome is written before the lock is let go.
+            progress = self._progress()
+            return self._outcome() or progress
+
+    def note_progress(self, parts_done: int) -> None:
+        """Tell all processes that the run is under way, and how many parts are done."""
+        if self._lock is not None:
+            with storage_errors(self.path):
+                os.pwrite(self._lock, b"%d" % parts_done, 0)
+
+    def request_cancel(self) -> None:
+        """Ask whichever process has the run to stop it."""
+        with storage_errors(self.path):
+            (self.path / "cancel").touch()
+
+    def cancel_requested(self) -> bool:
+        """Whether the run is to be stopped."""
+        return (self.path / "cancel").exists()
+
+    def new_stage(self) -> Path:
+        """Make an empty folder for one attempt; what earlier ones left is removed."""
+        self.clear()
+        with storage_errors(self.path):
+            return Path(tempfile.mkdtemp(prefix="stage-", dir=self.path))
+
+    def end(self, report: EngineReport) -> None:
+        """Persist the outcome."""
+        draft = self.path / "outcome.draft"
+        with storage_errors(self.path):
+            with draft.open("w") as file:
+                json.dump(asdict(report), file)
+                file.flush()
+                # Else a power cut could leave an empty file under the final name.
+                os.fsync(file.fileno())
+            draft.replace(self.path / "outcome.json")
+
+    def clear(self) -> None:
+        """Remove what was staged."""
+        for stage in self.path.glob("stage-*"):
+            # A worker of a killed process may live for another moment, and write.
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _outcome(self) -> EngineReport | None:
+        try:
+            facts = json.loads((self.path / "outcome.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return EngineReport(EngineState(facts["state"]), facts["cause"], facts["parts_done"])
+
+    def _progress(self) -> EngineReport | None:
+        if self._is_free():
+            return None
+        text = (self.path / "lock").read_bytes()
+        if not text:
+            return EngineReport(EngineState.QUEUED)
+        return EngineReport(EngineState.RUNNING, parts_done=int(text))
+
+    def _is_free(self) -> bool:
+        with self._gate():
+            lock = _try_lock(self.path / "lock")
+            if lock is not None:
+                os.close(lock)
+        return lock is not None
+
+    @contextmanager
+    def _gate(self) -> Iterator[None]:
+        """Keep who takes a run from mistaking a look at its lock for somebody who has it."""
+        with (self.path / "gate").open("ab") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            yield
+
+
+def _try_lock(path: Path) -> int | None:
+    # Not inherited: spawned workers do not keep the lock alive.
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Translate what the file system says."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} cannot be used: {error.strerror or error}"
+        raise StorageUnusable(message) from error

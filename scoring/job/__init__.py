@@ -1,0 +1,1 @@
+"""What runs on the cluster, and the same in the local engine's worker processes."""

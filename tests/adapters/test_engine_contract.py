@@ -1,0 +1,141 @@
+"""What every engine promises: the same tests on each."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scoring.ports import EngineReport, EngineState
+from tests.adapters.engines import EngineHarness, LocalHarness, eventually
+
+HARNESSES: list[Callable[[Path], EngineHarness]] = [LocalHarness]
+
+
+@pytest.fixture(params=HARNESSES)
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineHarness]:
+    harness: EngineHarness = request.param(tmp_path)
+    yield harness
+    harness.close()
+
+
+class TestEngine:
+    def test_a_run_that_was_never_submitted_is_unknown(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=1)
+
+        assert harness.engine.poll(order.run_id) is None
+
+    def test_a_submitted_run_predicts_every_part(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=3)
+
+        harness.engine.submit(order)
+
+        assert harness.settle(order) == EngineReport(EngineState.COMPLETED, parts_done=3)
+        assert harness.predictions(order) == [f"part-0000{n}.parquet" for n in range(3)]
+
+    def test_a_run_without_parts_completes(self, harness: EngineHarness) -> None:
+        order = harness.stage()
+
+        harness.engine.submit(order)
+
+        assert harness.settle(order) == EngineReport(EngineState.COMPLETED)
+
+    def test_a_run_is_known_as_soon_as_it_is_submitted(self, harness: EngineHarness) -> None:
+        order = harness.stage(stuck=1)
+
+        harness.engine.submit(order)
+
+        report = harness.engine.poll(order.run_id)
+        assert report is not None
+        assert report.state in (EngineState.QUEUED, EngineState.RUNNING)
+
+    def test_a_run_submitted_again_under_way_is_the_same_run(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=1, stuck=1)
+        harness.engine.submit(order)
+
+        harness.engine.submit(order)
+        harness.release()
+
+        assert harness.settle(order) == EngineReport(EngineState.COMPLETED, parts_done=2)
+
+    def test_a_run_submitted_again_after_its_failure_has_still_failed(
+        self, harness: EngineHarness
+    ) -> None:
+        order = harness.stage(bad=1)
+        harness.engine.submit(order)
+        failed = harness.settle(order)
+
+        harness.engine.submit(order)
+
+        assert failed
+        assert failed.state == EngineState.FAILED
+        assert harness.engine.poll(order.run_id) == failed
+
+    def test_a_failed_run_tells_part_and_cause_in_one_line(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=1, bad=1)
+
+        harness.engine.submit(order)
+
+        report = harness.settle(order)
+        assert report
+        assert report.state == EngineState.FAILED
+        assert "part-00001.parquet" in report.cause
+        assert "ValueError: this part is no good" in report.cause
+        assert "\n" not in report.cause
+
+    def test_a_canceled_run_ends_as_canceled(self, harness: EngineHarness) -> None:
+        order = harness.stage(stuck=1)
+        harness.engine.submit(order)
+
+        harness.engine.cancel(order.run_id)
+
+        report = harness.settle(order)
+        assert report
+        assert report.state == EngineState.CANCELED
+        assert harness.predictions(order) == []
+
+    def test_a_canceled_run_is_not_started_again(self, harness: EngineHarness) -> None:
+        order = harness.stage(stuck=1)
+        harness.engine.submit(order)
+        harness.engine.cancel(order.run_id)
+        canceled = harness.settle(order)
+
+        harness.engine.submit(order)
+
+        assert harness.engine.poll(order.run_id) == canceled
+
+    def test_to_cancel_an_unknown_run_does_nothing(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=1)
+
+        harness.engine.cancel(order.run_id)
+
+        assert harness.engine.poll(order.run_id) is None
+
+    def test_to_cancel_an_ended_run_changes_nothing(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=1)
+        harness.engine.submit(order)
+        completed = harness.settle(order)
+
+        harness.engine.cancel(order.run_id)
+
+        assert harness.engine.poll(order.run_id) == completed
+
+    def test_a_run_whose_engine_died_can_be_submitted_again(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=1, stuck=1)
+        harness.lose(order)
+        eventually(lambda: harness.engine.poll(order.run_id) is None)
+
+        harness.engine.submit(order)
+        harness.release()
+
+        assert harness.settle(order) == EngineReport(EngineState.COMPLETED, parts_done=2)
+        assert len(harness.predictions(order)) == 2
+
+    def test_runs_do_not_mix(self, harness: EngineHarness) -> None:
+        good, bad = harness.stage(good=1), harness.stage(bad=1)
+
+        harness.engine.submit(good)
+        harness.engine.submit(bad)
+
+        reports = [harness.settle(good), harness.settle(bad)]
+        assert [report and report.state for report in reports] == ["completed", "failed"]
+        assert harness.predictions(bad) == []
