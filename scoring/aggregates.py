@@ -7,6 +7,7 @@ negative variance), so partials merge by Chan's formula: T. F. Chan, G. H. Golub
 """
 
 from dataclasses import dataclass
+from itertools import compress, count, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -47,8 +48,23 @@ class Partials:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Partials":
+        """Keep the windows where `mask` is true."""
+        if mask.all():
+            return self
+        return Partials(
+            list(compress(self.keys, mask.tobytes())),
+            self.count[mask],
+            self.mean[mask],
+            self.m2[mask],
+            self.min[mask],
+            self.max[mask],
+            self.last[mask],
+            self.last_time[mask],
+        )
+
     def std(self) -> F64:
-        """Population standard deviation; 0 for a single reading."""
+        """Give the population standard deviation; 0 for a single reading."""
         deviation: F64 = np.sqrt(self.m2 / self.count)
         return deviation
 
@@ -84,25 +100,32 @@ def combine(rows: Partials) -> Partials:
     if len(groups) == len(rows):
         return rows
     size = len(groups)
-    count = np.bincount(slot, rows.count, size)
+    total = _sums(slot, rows.count, size)
     # Deviations are taken from each group's first mean: exact for equal values, and stable.
     first = np.empty(size)
     first[slot[::-1]] = rows.mean[::-1]
-    mean = first + np.bincount(slot, rows.count * (rows.mean - first[slot]), size) / count
-    m2 = np.bincount(slot, rows.m2 + rows.count * (rows.mean - mean[slot]) ** 2, size)
+    mean = first + _sums(slot, rows.count * (rows.mean - first[slot]), size) / total
+    m2 = _sums(slot, rows.m2 + rows.count * (rows.mean - mean[slot]) ** 2, size)
     last, last_time = _last(slot, rows, size)
     lowest, highest = np.full(size, np.inf), np.full(size, -np.inf)
     np.minimum.at(lowest, slot, rows.min)
     np.maximum.at(highest, slot, rows.max)
-    return Partials(groups, count.astype(np.int64), mean, m2, lowest, highest, last, last_time)
+    return Partials(groups, total.astype(np.int64), mean, m2, lowest, highest, last, last_time)
 
 
 def _slots(keys: list[Key]) -> tuple[npt.NDArray[np.intp], list[Key]]:
-    """Number the distinct keys in order of appearance."""
-    index: dict[Key, int] = {}
-    number = index.setdefault
-    slot = np.array([number(key, len(index)) for key in keys], dtype=np.intp)
-    return slot, list(index)
+    """Give each distinct key a number, in order of appearance."""
+    distinct = dict.fromkeys(keys, 0)
+    if len(distinct) == len(keys):
+        return np.arange(len(keys)), keys
+    groups = list(distinct)
+    index = dict(zip(groups, range(len(groups)), strict=True))
+    return np.fromiter(map(index.__getitem__, keys), np.intp, len(keys)), groups
+
+
+def _sums(slot: npt.NDArray[np.intp], numbers: F64 | I64, size: int) -> F64:
+    """Add up the numbers of each slot."""
+    return np.bincount(slot, numbers, size).astype(np.float64, copy=False)
 
 
 def _last(slot: npt.NDArray[np.intp], rows: Partials, size: int) -> tuple[F64, I64]:
@@ -112,3 +135,80 @@ def _last(slot: npt.NDArray[np.intp], rows: Partials, size: int) -> tuple[F64, I
     value = np.full(size, -np.inf)
     np.maximum.at(value, slot[newest], rows.last[newest])
     return value, time
+
+
+class WindowTable:
+    """Windows merged from one small set of partials after another, quicker than by `merge`.
+
+    What it costs to add a set does not grow with the windows that are there.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._index: dict[Key, int] = {}
+        self._numbers = np.empty((2, 0), dtype=np.int64)
+        self._values = np.empty((5, 0))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def add(self, partials: Partials) -> None:
+        """Merge a set; its keys are each there once, as `aggregate` and `merge` leave them."""
+        known = len(self._index)
+        find = self._index.get
+        places = np.fromiter(map(find, partials.keys, repeat(-1)), np.intp, len(partials))
+        new = places < 0
+        if not new.any():
+            self._merge(places, partials)
+            return
+        fresh = partials.where(new)
+        self._index.update(zip(fresh.keys, count(known), strict=False))
+        self._grow(len(self._index))
+        self._numbers[:, known : len(self._index)] = fresh.count, fresh.last_time
+        self._values[:, known : len(self._index)] = (
+            *(fresh.mean, fresh.m2, fresh.min, fresh.max),
+            fresh.last,
+        )
+        if len(fresh) < len(partials):
+            self._merge(places[~new], partials.where(~new))
+
+    def take(self, last_start: int | None = None) -> Partials:
+        """Give the windows that start at or before `last_start`, or all, and forget them."""
+        windows = self._windows()
+        if last_start is None:
+            last_start = np.iinfo(np.int64).max
+        starts = np.fromiter((key[2] for key in windows.keys), np.int64, len(windows))
+        self._clear()
+        if (kept := windows.where(starts > last_start)).keys:
+            self.add(kept)
+        return windows.where(starts <= last_start)
+
+    def _windows(self) -> Partials:
+        readings, last_time = self._numbers[:, : len(self)]
+        mean, m2, low, high, last = self._values[:, : len(self)]
+        return Partials(list(self._index), readings, mean, m2, low, high, last, last_time)
+
+    def _grow(self, size: int) -> None:
+        """Make room, twice what is needed: growing then costs a constant share."""
+        more = 2 * size - self._numbers.shape[1]
+        if size > self._numbers.shape[1]:
+            self._numbers = np.pad(self._numbers, ((0, 0), (0, more)))
+            self._values = np.pad(self._values, ((0, 0), (0, more)))
+
+    def _merge(self, places: npt.NDArray[np.intp], p: Partials) -> None:
+        """Merge partials into the windows that stand at `places`, by Chan's formula."""
+        n, last_time = self._numbers[:, places]
+        mean, m2, low, high, last = self._values[:, places]
+        total = n + p.count
+        delta, share = p.mean - mean, p.count / total
+        later = (p.last_time > last_time) | ((p.last_time == last_time) & (p.last > last))
+        self._numbers[:, places] = total, np.maximum(last_time, p.last_time)
+        self._values[:, places] = (
+            mean + delta * share,
+            m2 + p.m2 + delta * delta * n * share,
+            np.minimum(low, p.min),
+            np.maximum(high, p.max),
+            np.where(later, p.last, last),
+        )

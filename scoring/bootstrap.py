@@ -1,7 +1,7 @@
 """The composition root: settings to adapters to handlers, built once, on first use."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from os import cpu_count, environ
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scoring.adapters.blobs import FolderBlobs, storage_errors
 from scoring.adapters.event_log import FolderEventLog
+from scoring.adapters.files import ReadingsFile
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.ingest import SqlIngestStore
@@ -18,7 +19,7 @@ from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
-from scoring.handlers.ingest import Ingest
+from scoring.handlers.ingest import Ingest, IngestOutcome
 from scoring.handlers.models import CheckFleet, ImportModels, TrainFleet
 from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
@@ -127,10 +128,31 @@ class App:
             raw_segments=settings.raw_segments,
         )
 
-    def end_file(self, hub: str, partitions: Iterable[str]) -> None:
-        """Note that a file was read to its end: it holds no window open any longer."""
-        for partition in partitions:
-            self.ingest_store.end_partition(Partition(hub, partition))
+    def ingest_file(
+        self,
+        source: ReadingsFile,
+        progress: Callable[[float, float], None],
+        batch_size: int = 1000,
+        order: Sequence[str] | None = None,
+    ) -> IngestOutcome:
+        """Ingest a file to its end; the same content again changes nothing.
+
+        Parameters
+        ----------
+        progress
+            Told how many of how many bytes are read.
+        order
+            Deliver partitions one after the other, in this order.
+        """
+        # A file that was touched or copied since arrived when it was first read, and not again.
+        source.enqueued_time = self.ingest_store.arrival(source.hub) or source.enqueued_time
+        handle, outcome = self.ingest(source.field_names), IngestOutcome()
+        for batch in source.batches(batch_size, order=order):
+            outcome += handle(batch)
+            progress(source.progress.read, source.progress.total)
+        for partition in source.partitions:
+            self.ingest_store.end_partition(Partition(source.hub, partition))
+        return outcome
 
     @cached_property
     def train(self) -> TrainFleet:

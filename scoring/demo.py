@@ -20,7 +20,8 @@ from scoring.adapters.blobs import storage_errors
 from scoring.adapters.files import ReadingsFile
 from scoring.bootstrap import App, nonce
 from scoring.errors import Conflict, EngineFailed, NotFound
-from scoring.fleet import PATTERN, FleetReport, Refused, Training, Untrained
+from scoring.fleet import FleetReport, Refused, Training, Untrained
+from scoring.fleet.importing import PATTERN
 from scoring.handlers.ingest import IngestOutcome
 from scoring.queries import AnomalyFilter, DeviceCounts, StoreStatus
 from scoring.runs import RunState, ScoringRun
@@ -252,18 +253,13 @@ def _is_found(
 
 
 def demo_of_files(
-    app: App, readings: Path, models: Path, now: datetime, progress: Progress
+    app: App, source: ReadingsFile, models: Path, now: datetime, progress: Progress
 ) -> DemoReport:
     """Do the same on somebody's own readings and models: ingest, import, one run."""
-    stages, outcome = _Stages(progress), IngestOutcome()
-    with ReadingsFile.open(readings, app.settings.field_names) as source:
-        handle = app.ingest(source.field_names)
-        with stages.timed("ingest", "events"):
-            for batch in source.batches():
-                outcome += handle(batch)
-                progress("ingest", source.progress.read, source.progress.total)
-            app.end_file(source.hub, source.partitions)
-        stages.count("ingest", outcome.events)
+    stages = _Stages(progress)
+    with stages.timed("ingest", "events"):
+        outcome = app.ingest_file(source, lambda done, total: progress("ingest", done, total))
+    stages.count("ingest", outcome.events)
     with stages.timed("import", "models"):
         version, imported, refused = app.import_models(models, PATTERN, ("mean",), now)
     stages.count("import", imported)

@@ -17,13 +17,14 @@ The sign here is scikit-learn's, positive for inliers; `anomaly_scores` is the o
 turns. Nothing here imports scikit-learn.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
+
+from scoring.libsvm import Svm, libsvm_decision
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -168,11 +169,12 @@ def _rbf(vectors: Array, gamma: Array, z: Array) -> Array:
     np.multiply(z, 2 * gamma, out=left[:, :f])
     left[:, f], left[:, f + 1] = near, 1.0
     right[:, :f], right[:, f], right[:, f + 1] = vectors, 1.0, far
-    exponent = left.swapaxes(1, 2) @ right
+    exponent: Array = left.swapaxes(1, 2) @ right
     # -gamma |z - s|^2 is at least twice this sum; seldom is it anywhere near `_VANISHED`.
     if not 2 * (near.min() + far.min()) > _VANISHED:
         np.maximum(exponent, _VANISHED, out=exponent)
-    return np.exp(exponent, out=exponent)
+    np.exp(exponent, out=exponent)
+    return exponent
 
 
 def _norms(points: Array, gamma: Array) -> Array:
@@ -204,19 +206,6 @@ def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array, limit: Arr
         decisions[model, row] = libsvm_decision(svm, z[model, :, row].copy())
 
 
-@dataclass(frozen=True, slots=True)
-class Svm:
-    """A one-class SVM as libsvm has it: vectors, shape (support vectors, features), in order."""
-
-    kernel: str
-    gamma: float
-    coef0: float
-    degree: int
-    intercept: float
-    vectors: Array
-    dual: Array
-
-
 def _unpack(shape: Shape, numbers: Array) -> Svm:
     f, units = shape.features, shape.units
     gamma, coef0, degree, intercept = (float(number) for number in numbers[:4])
@@ -225,60 +214,6 @@ def _unpack(shape: Shape, numbers: Array) -> Svm:
     real = int(np.count_nonzero(dual))
     kernel = shape.kernel.removesuffix("_wide")
     return Svm(kernel, gamma, coef0, int(degree), intercept, vectors[:real], dual[:real])
-
-
-def libsvm_decision(svm: Svm, z: Array) -> float:
-    """Decision of one row in libsvm's order of operations, and with the C library's functions.
-
-    Equal to scikit-learn's to the last digit in all but exotic cases. Slow.
-
-    Parameters
-    ----------
-    z
-        Scaled features, shape (features,).
-    """
-    kernel = _KERNELS[svm.kernel]
-    vectors = np.ascontiguousarray(svm.vectors)
-    total = 0.0
-    for vector, dual in zip(vectors, svm.dual.tolist(), strict=True):
-        total += dual * kernel(svm, vector, z)
-    return total + svm.intercept
-
-
-def _power(base: float, times: int) -> float:
-    """Multiply as libsvm's ``powi`` does, whose rounding is not that of ``pow``."""
-    result = 1.0
-    while times > 0:
-        if times % 2:
-            result *= base
-        base *= base
-        times //= 2
-    return result
-
-
-def _libsvm_rbf(svm: Svm, vector: Array, z: Array) -> float:
-    difference = vector - z
-    return math.exp(-svm.gamma * float(np.dot(difference, difference)))
-
-
-def _libsvm_linear(_: Svm, vector: Array, z: Array) -> float:
-    return float(np.dot(vector, z))
-
-
-def _libsvm_poly(svm: Svm, vector: Array, z: Array) -> float:
-    return _power(svm.gamma * float(np.dot(vector, z)) + svm.coef0, svm.degree)
-
-
-def _libsvm_sigmoid(svm: Svm, vector: Array, z: Array) -> float:
-    return math.tanh(svm.gamma * float(np.dot(vector, z)) + svm.coef0)
-
-
-_KERNELS = {
-    "rbf": _libsvm_rbf,
-    "linear": _libsvm_linear,
-    "poly": _libsvm_poly,
-    "sigmoid": _libsvm_sigmoid,
-}
 
 
 # --- elliptic envelope: -(squared Mahalanobis distance) - offset ------------------------------
@@ -310,7 +245,7 @@ def _decide_forests(shape: Shape, numbers: Array, z: Array) -> Array:
 
 
 def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> Array:
-    """One forest. scikit-learn compares float32 features to float64 thresholds, and so does this."""
+    """Decide by one forest, comparing float32 to float64 thresholds as scikit-learn does."""
     offset, normaliser, depth = numbers[:3]
     roots = numbers[3 : 3 + shape.trees].astype(np.intp)
     feature, threshold, left = numbers[3 + shape.trees :].reshape(3, shape.units)
@@ -324,7 +259,8 @@ def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> 
     # Tree by tree, as scikit-learn adds them: a training row may stand exactly on the boundary.
     path = np.add.reduce(threshold[node], axis=0)
     mean = path / (shape.trees * normaliser) if normaliser else np.ones(len(rows))
-    return -(2.0**-mean) - offset
+    decisions: Array = -(2.0**-mean) - offset
+    return decisions
 
 
 _DECIDE = {

@@ -13,8 +13,9 @@ SECOND = 1_000_000
 """One second, in microseconds."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // MICROSECOND
-_LATEST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // MICROSECOND
+# A year away from what a datetime holds: the window of a readable instant can be written too.
+_EARLIEST = (datetime(2, 1, 1, tzinfo=UTC) - _EPOCH) // MICROSECOND
+_LATEST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // MICROSECOND - 1
 _UTC = pa.timestamp("us", tz="UTC")
 
 
@@ -42,6 +43,7 @@ def parse(
     ----------
     stamps
         ISO 8601 date and time with an offset, or without one (then UTC); or epoch milliseconds.
+        Of the years 2 to 9998.
 
     Returns
     -------
@@ -49,10 +51,13 @@ def parse(
         Epoch microseconds, 0 where unreadable; and whether each could be read. What becomes of
         one never depends on its neighbours. Digits past the microsecond are cut off.
     """
+    parsed: npt.NDArray[np.bool_] | np.bool_ = np.True_
     try:
-        return _all_zoned(stamps), np.ones(len(stamps), dtype=bool)
+        instants = _all_zoned(stamps)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return _one_by_one(stamps)
+        instants, parsed = _one_by_one(stamps)
+    readable = parsed & (instants >= _EARLIEST) & (instants <= _LATEST)
+    return instants if readable.all() else np.where(readable, instants, 0), readable
 
 
 def _all_zoned(texts: Sequence[str | int]) -> npt.NDArray[np.int64]:

@@ -22,6 +22,7 @@ CLOCK_TOLERANCE = 1_000_000
 """Microseconds by which a hub's clock may step back when another broker takes a partition over.
 
 Deleting a hub and making it again takes longer."""
+_AFTER = CLOCK_TOLERANCE + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,67 +81,79 @@ def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -
         One for each epoch that gained events, oldest first; empty if all were duplicates.
     """
     known = sorted(epochs, key=lambda epoch: epoch.number)
-    order = np.argsort(enqueued_times, kind="stable")
     slices: dict[int, Slice] = {}
-    for run in _ascending_runs(order, sequence_numbers):
+    for run in _runs(known, sequence_numbers, enqueued_times):
         _apply_run(known, slices, run, sequence_numbers, enqueued_times)
     return [slices[number] for number in sorted(slices)]
 
 
-def _ascending_runs(order: I64, sequence_numbers: I64) -> list[I64]:
-    """Cut the events, ordered by enqueued time, where their sequence numbers fall.
+def _runs(known: list[Epoch], sequence: I64, enqueued: I64) -> list[I64]:
+    """Cut the events, ordered by enqueued time, into runs that are each of one epoch.
 
-    They fall where a hub was made anew in the middle of a batch, or an event stands twice.
+    A cut is where sequence numbers fall, for there a hub was made anew, or an event stands twice;
+    and at the times that `_place` goes by.
     """
-    falls = np.flatnonzero(np.diff(sequence_numbers[order]) <= 0) + 1
-    return [run for run in np.split(order, falls) if len(run)]
+    order = np.lexsort((sequence, enqueued))
+    falls = np.flatnonzero(np.diff(sequence[order]) <= 0) + 1
+    borders = [
+        time
+        for epoch in known
+        for time in (epoch.first_enqueued - CLOCK_TOLERANCE, epoch.last_enqueued + _AFTER)
+    ]
+    cuts = {*falls.tolist(), *np.searchsorted(enqueued[order], borders).tolist()}
+    return [run for run in np.split(order, sorted(cuts)) if len(run)]
 
 
 def _apply_run(
     known: list[Epoch], slices: dict[int, Slice], run: I64, sequence: I64, enqueued: I64
 ) -> None:
     """Apply events of ascending number and enqueued time; updates `known` and `slices`."""
-    numbers, times = sequence[run], enqueued[run]
-    place = _place(known, numbers, times)
+    numbers = sequence[run]
+    place = _place(known, int(numbers[0]), int(numbers[-1]), int(enqueued[run[0]]))
     epoch = known[place]
     new = ~_applied(epoch, numbers)
     if not new.any():
         return
     for begin, end in _contiguous(numbers[new]):
         epoch = _extend(epoch, begin, end)
+    times = enqueued[run[new]]
     known[place] = replace(
         epoch,
         first_enqueued=min(epoch.first_enqueued, int(times[0])),
         last_enqueued=max(epoch.last_enqueued, int(times[-1])),
     )
     before = slices[epoch.number].events if epoch.number in slices else np.empty(0, np.int64)
-    slices[epoch.number] = Slice(known[place], np.concatenate([before, run[new]]))
+    events = np.concatenate([before, run[new]])
+    slices[epoch.number] = Slice(known[place], events[np.argsort(sequence[events])])
 
 
-def _place(known: list[Epoch], numbers: I64, times: I64) -> int:
-    """Index in `known` of the epoch that the events belong to; opens one where it must."""
+def _place(known: list[Epoch], first: int, last: int, time: int) -> int:
+    """Index in `known` of the epoch that a run belongs to; opens one where it must.
+
+    Parameters
+    ----------
+    first, last, time
+        The run's first and last sequence number, and its first enqueued time.
+    """
     if not known:
-        start = int(numbers[0])
-        known.append(Epoch(0, start, start - 1, int(times[0]), int(times[0])))
-    elif _is_remade(known[-1], numbers, times):
+        known.append(Epoch(0, first, first - 1, time, time))
+    newest = known[-1]
+    if first <= newest.high_water and time >= newest.last_enqueued + _AFTER:
         # A hub made anew counts from 0: what comes before the first delivery is missing.
-        known.append(Epoch(known[-1].number + 1, 0, -1, int(times[0]), int(times[0])))
-    return next(i for i in reversed(range(len(known))) if _belongs(known, i, numbers, times))
+        known.append(Epoch(newest.number + 1, 0, -1, time, time))
+    return next(i for i in reversed(range(len(known))) if _belongs(known, i, last, time))
 
 
-def _is_remade(newest: Epoch, numbers: I64, times: I64) -> bool:
-    """Whether numbers at or below the high-water mark come with a later enqueued time."""
-    low = numbers <= newest.high_water
-    return bool((low & (times > newest.last_enqueued + CLOCK_TOLERANCE)).any())
-
-
-def _belongs(known: list[Epoch], place: int, numbers: I64, times: I64) -> bool:
-    """Whether events are of this epoch, given that they are of no newer one."""
-    if place == 0 or times[0] >= known[place].first_enqueued:
+def _belongs(known: list[Epoch], place: int, last: int, time: int) -> bool:
+    """Whether a run is of this epoch, given that it is of no newer one."""
+    epoch = known[place]
+    if place == 0 or time >= epoch.first_enqueued - CLOCK_TOLERANCE:
         return True
-    # Its first events, delivered after later ones: newer than all of the epoch before.
-    fills_gap = numbers[0] <= known[place].high_water
-    return bool(fills_gap and times[0] > known[place - 1].last_enqueued)
+    # The epoch's first events may come after later ones. Anything else that the hub took
+    # between the two epochs is of the older one, and was held back until now.
+    first_gap = epoch.gaps[0] if epoch.gaps else (0, -1)
+    is_missing = first_gap[0] == epoch.first_sequence and last <= first_gap[1]
+    return is_missing and time >= known[place - 1].last_enqueued + _AFTER
 
 
 def _applied(epoch: Epoch, numbers: I64) -> npt.NDArray[np.bool_]:

@@ -215,6 +215,9 @@ class IngestStore(Protocol):
     def partitions(self) -> dict[Partition, int]:
         """Give every partition that ever spoke, with its newest epoch."""
 
+    def arrival(self, hub: str) -> int | None:
+        """Tell when the hub took its first event that was applied; None if none was."""
+
     def gaps(self) -> list[Gap]:
         """Give all gaps on record, repaired and lost ones too."""
 

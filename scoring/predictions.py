@@ -111,15 +111,20 @@ def read_predictions(data: bytes, name: str) -> pa.Table:
     Raises
     ------
     InvalidPart
-        As `read_table`, or a row says ``scored`` without a score, or the reverse.
+        As `read_table`, or a row has an unknown status, or says ``scored`` and lacks score or
+        label, or says otherwise and has one of them.
     """
     table = read_table(data, PREDICTION_SCHEMA, name)
-    scored = pc.equal(table["status"], Status.SCORED)
-    with_score = pc.and_(
-        pc.fill_null(pc.is_finite(table["anomaly_score"]), fill_value=False),
-        pc.is_valid(table["is_anomaly"]),
+    if unknown := sorted(set(table["status"].unique().to_pylist()) - set(Status)):
+        message = f"{name} has rows of unknown status: {', '.join(unknown)}"
+        raise InvalidPart(message)
+    score, label = table["anomaly_score"], table["is_anomaly"]
+    agrees = pc.if_else(
+        pc.equal(table["status"], Status.SCORED),
+        pc.and_(pc.fill_null(pc.is_finite(score), fill_value=False), pc.is_valid(label)),
+        pc.and_(pc.is_null(score), pc.is_null(label)),
     )
-    if not scored.equals(with_score):
+    if not pc.all(agrees, min_count=0).as_py():
         message = f"{name} has rows whose status and score contradict each other"
         raise InvalidPart(message)
     return table
@@ -134,7 +139,7 @@ def summarise(predictions: pa.Table) -> PartSummary:
 
 
 def feature_matrix(part: pa.Table, features: tuple[str, ...]) -> np.ndarray:
-    """The named features of an input part as float64, shape (rows, features)."""
+    """Give the named features of an input part as float64, shape (rows, features)."""
     matrix = np.empty((part.num_rows, len(features)))
     for column, feature in enumerate(features):
         matrix[:, column] = part[feature].to_numpy()

@@ -5,9 +5,11 @@ element never drops its neighbours: it becomes a `Reject` with its reason and it
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import compress
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -22,7 +24,15 @@ F64 = npt.NDArray[np.float64]
 MAX_NAME = 128
 """Longest device or sensor name, characters."""
 
+MAX_VALUE = 1e140
+"""Largest magnitude of a value: its square stays finite, however many there are of it.
+
+Beyond it M2 becomes infinite and then the mean not a number, which no database stores."""
+
 _BOM = b"\xef\xbb\xbf"
+_DEPTH = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+# A string that never ends reaches to the end of the text: no byte is looked at twice.
+_STRING_OR_MARK = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[][{},]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,7 +79,7 @@ class Readings:
     event_time
         At the device, epoch microseconds UTC.
     value
-        Finite float64.
+        Float64 of magnitude `MAX_VALUE` at most; no negative zero.
     event
         Index of each reading's event in its event batch, ascending.
     """
@@ -85,7 +95,16 @@ class Readings:
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Readings":
         """Keep the readings where `mask` is true."""
-        return self if mask.all() else self.take(np.flatnonzero(mask))
+        if mask.all():
+            return self
+        kept = mask.tobytes()
+        return Readings(
+            list(compress(self.device, kept)),
+            list(compress(self.sensor, kept)),
+            self.event_time[mask],
+            self.value[mask],
+            self.event[mask],
+        )
 
     def take(self, rows: npt.NDArray[np.intp]) -> "Readings":
         """Give the readings at `rows`, in that order."""
@@ -165,13 +184,19 @@ class _Element:
 
 @dataclass(slots=True)
 class _Batch:
-    """What decoding gathers: `rows[i]` came from event `events[i]`."""
+    """What decoding gathers: `rows[i]` came from event `events[i]`; `seen` events are done."""
 
     source: EventBatch
     rows: list[Any] = field(default_factory=list)
     events: list[int] = field(default_factory=list)
+    seen: int = 0
     elements: dict[int, _Element] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
+
+    def took(self, events: int) -> None:
+        """Note that the next events became one row each."""
+        self.events.extend(range(self.seen, self.seen + events))
+        self.seen += events
 
     def add_element(self, element: _Element) -> None:
         self.elements[len(self.rows)] = element
@@ -210,16 +235,26 @@ class ReadingDecoder:
     def decode(self, batch: EventBatch) -> tuple[Readings, list[Reject]]:
         """Decode every element of every event; what cannot be read comes back as rejects."""
         found = _Batch(batch)
-        decode, rows, events = self._decode, found.rows, found.events
-        # The loop that every event goes through: one plain object a body decodes right here.
-        for index, body in enumerate(batch.bodies):
-            try:
-                rows.append(decode(body))
-            except (ValueError, RecursionError):
-                self._decode_unusual(found, index, body)
-            else:
-                events.append(index)
+        rest = iter(batch.bodies)
+        while not self._decode_plain(found, rest):
+            self._decode_unusual(found, found.seen - 1, batch.bodies[found.seen - 1])
         return self._columns(found), sorted(found.rejects, key=lambda r: (r.event, r.position))
+
+    def _decode_plain(self, found: _Batch, rest: Iterator[bytes]) -> bool:
+        """Decode bodies of one plain object each; False if it stopped behind one that is not.
+
+        The loop that every event goes through. `list.extend` keeps what it had taken when the
+        next body raised, and `rest` stands behind that body.
+        """
+        before = len(found.rows)
+        try:
+            found.rows.extend(map(self._decode, rest))
+        except (ValueError, RecursionError):
+            found.took(len(found.rows) - before)
+            found.seen += 1
+            return False
+        found.took(len(found.rows) - before)
+        return True
 
     def _decode_unusual(self, found: _Batch, index: int, body: bytes) -> None:
         try:
@@ -234,27 +269,27 @@ class ReadingDecoder:
                 found.rejects.append(Reject(index, position, verdict.reason, verdict.detail, raw))
 
     def _decode_element(self, raw: bytes) -> Any:
+        text = _text(raw)
         try:
-            return self._decode(raw)
+            return self._decode(text)
         except msgspec.ValidationError as error:
-            self._explain(raw, str(error))
+            self._explain(str(error))
         except (ValueError, RecursionError) as error:
-            raise _unreadable_document(raw, error) from error
+            raise _unreadable_document(text, error) from error
 
-    def _explain(self, raw: bytes, message: str) -> NoReturn:
+    def _explain(self, message: str) -> NoReturn:
         """Tell by msgspec's message which field is wrong."""
         if "missing required field" in message:
             raise _Unreadable(Reason.MISSING_FIELD, message)
         if " - at `$." not in message:
             raise _Unreadable(Reason.NOT_AN_OBJECT, message)
         name = message.rpartition("`$.")[2].rstrip("`")
-        if "out of range" in message:
-            raise _Unreadable(Reason.NOT_FINITE, message)
+        is_infinite = "out of range" in message
         reasons = {
             self._fields.device: Reason.BAD_DEVICE,
             self._fields.sensor: Reason.BAD_SENSOR,
             self._fields.ts: Reason.BAD_TIME,
-            self._fields.value: Reason.BAD_VALUE,
+            self._fields.value: Reason.NOT_FINITE if is_infinite else Reason.BAD_VALUE,
         }
         raise _Unreadable(reasons.get(name, Reason.NOT_AN_OBJECT), message)
 
@@ -272,7 +307,8 @@ class ReadingDecoder:
         for row in np.flatnonzero(future).tolist():
             detail = f"{instants.text(times[row])} is ahead of the hub's clock"
             bad.setdefault(row, (Reason.FROM_FUTURE, detail))
-        values = np.array([row.value for row in rows], dtype=np.float64)
+        # Adding 0.0 makes -0.0 positive: the two are equal, so the order would decide on a minimum.
+        values = np.array([row.value for row in rows], dtype=np.float64) + 0.0
         for row, verdict in bad.items():
             found.reject(row, *verdict)
         mask = np.ones(len(rows), dtype=bool)
@@ -286,19 +322,23 @@ class ReadingDecoder:
         if "" not in devices:
             return
         senders = found.source.connection_device_ids
-        for row, device in enumerate(devices):
-            if device == "" and (sender := senders[found.events[row]] if senders else None):
-                devices[row] = sender
-            elif device == "":
+        for row in [row for row, device in enumerate(devices) if not device]:
+            sender = senders[found.events[row]] if senders else None
+            if not sender:
                 detail = f"no field {self._fields.device!r} and no connection device id"
                 bad[row] = (Reason.MISSING_FIELD, detail)
+            elif len(sender) > MAX_NAME or "\0" in sender:
+                bad[row] = (Reason.BAD_DEVICE, "connection device id is too long or holds a NUL")
+            else:
+                devices[row] = sender
 
 
 def _row_type(fields: FieldNames) -> type[msgspec.Struct]:
     name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)] | int
+    value = Annotated[float, msgspec.Meta(ge=-MAX_VALUE, le=MAX_VALUE)]
     return msgspec.defstruct(
         "Reading",
-        [("sensor", name), ("ts", str | int), ("value", float), ("device", name | None, None)],
+        [("sensor", name), ("ts", str | int), ("value", value), ("device", name | None, None)],
         rename={key: getattr(fields, key) for key in ("device", "sensor", "ts", "value")},
         gc=False,
     )
@@ -323,43 +363,63 @@ def _names(
     return names
 
 
+def _text(body: bytes) -> bytes:
+    return body.removeprefix(_BOM).strip()
+
+
 def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """Split a body into its elements' bytes with their positions.
+    """Split a body into its elements' bytes with their positions; a lone one is the whole body.
 
     Raises
     ------
     _Unreadable
-        No elements can be told apart; at once, before the first is given.
+        Nothing to read, or an array whose elements cannot be told apart; at once, before the
+        first is given.
     """
-    text = body.removeprefix(_BOM).strip()
+    text = _text(body)
     if not text:
         raise _Unreadable(Reason.EMPTY_BODY, "nothing but white space")
-    if text.startswith(b"["):
-        return enumerate(map(bytes, _parse(text, list[msgspec.Raw])))
+    is_array = text.startswith(b"[")
     try:
-        _parse(text, msgspec.Raw)
+        parsed = _parse(text, list[msgspec.Raw] if is_array else msgspec.Raw)
     except _Unreadable:
-        if lines := _lines(text):
-            return iter(lines)
-        raise
-    return iter([(0, text)])
+        if elements := _broken_array(text) or _lines(text):
+            return iter(elements)
+        if is_array:
+            raise
+    else:
+        if is_array:
+            return enumerate(map(bytes, parsed))
+    return iter([(0, body)])
+
+
+def _broken_array(text: bytes) -> list[tuple[int, bytes]]:
+    """Cut an array at its commas, so that an element that is no JSON drops no neighbour.
+
+    None are given of what is no array, or whose brackets do not close at the text's end.
+    """
+    if not (text.startswith(b"[") and text.endswith(b"]")):
+        return []
+    elements, depth, start = [], 0, 1
+    for token in _STRING_OR_MARK.finditer(text):
+        mark = token[0]
+        depth += _DEPTH.get(mark, 0)
+        if depth == 0 or (depth == 1 and mark == b","):
+            elements.append(text[start : token.start()].strip())
+            start = token.end()
+        if depth == 0:
+            break
+    return list(enumerate(elements)) if start == len(text) else []
 
 
 def _lines(text: bytes) -> list[tuple[int, bytes]]:
-    """Give the lines of newline-delimited objects; none if no line is an object by itself.
+    """Give the lines of newline-delimited objects; none if no line has an object's braces.
 
     A pretty-printed object that is broken has lines too, and must stay one reject.
     """
     lines = [(i, line.strip()) for i, line in enumerate(text.split(b"\n")) if line.strip()]
-    return lines if len(lines) > 1 and any(_is_object(line) for _, line in lines) else []
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        _parse(line, msgspec.Raw)
-    except _Unreadable:
-        return False
-    return line.startswith(b"{")
+    objects = (line.startswith(b"{") and line.endswith(b"}") for _, line in lines)
+    return lines if len(lines) > 1 and any(objects) else []
 
 
 def _parse(text: bytes, kind: Any) -> Any:

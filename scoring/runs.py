@@ -113,7 +113,7 @@ def parse_prediction_name(name: str) -> tuple[str, int]:
         The name is not of that form.
     """
     match name.split("/"):
-        case ["predictions", run, file] if _is_part_name(file):
+        case ["predictions", run, file] if run and _is_part_name(file):
             return run, int(file[5:-8])
     message = (
         f"{name!r} is not the name of a prediction part (predictions/<run>/part-NNNNN.parquet)"
@@ -173,7 +173,7 @@ class ScoringRun:
 
 
 def missing_parts(expected: Iterable[Part], indexed: dict[int, int]) -> list[str]:
-    """What keeps a scored run from being complete, a sentence a part.
+    """Tell what keeps a scored run from being complete, a sentence a part.
 
     Parameters
     ----------

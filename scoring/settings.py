@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scoring.readings import FieldNames
 PREFIX = "SCORING_"
 
 _UNITS = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+_LONGEST = 366 * _UNITS["d"]
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -22,15 +24,15 @@ def duration(text: str) -> int:
     Raises
     ------
     ValueError
-        It is of another form, zero, or not a whole number of microseconds.
+        It is of another form, zero, over 366 days, or not a whole number of microseconds.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)\s*", text)
     if not match:
         message = f"{text!r} is not a duration such as 250ms, 5s, 1.5min, 2h or 1d"
         raise ValueError(message)
-    value = float(match[1]) * _UNITS[match[2]]
-    if value != int(value) or value <= 0:
-        message = f"{text!r} is not a positive number of microseconds"
+    value = Fraction(match[1]) * _UNITS[match[2]]
+    if value.denominator != 1 or not 0 < value <= _LONGEST:
+        message = f"{text!r} is not a positive number of microseconds, or is over 366 days"
         raise ValueError(message)
     return int(value)
 
@@ -57,6 +59,13 @@ def _number(least: int) -> Callable[[str], int]:
     return read
 
 
+def _field_name(text: str) -> str:
+    if re.fullmatch(r'[^"\\\x00-\x1f\ud800-\udfff]+', text):
+        return text
+    message = f"{text!r} cannot be the name of a field"
+    raise ValueError(message)
+
+
 def _setting(read: Callable[[str], Any], default: str, doc: str) -> Any:
     return field(default=read(default), metadata={"read": read, "default": default, "doc": doc})
 
@@ -68,7 +77,10 @@ class Settings:
     Durations are microseconds here, and texts such as ``5min`` in the mapping.
     """
 
-    data: Path = _setting(Path, "scoring-data", "folder of the database, blobs and work files")
+    # RUF009: it gives a dataclass field, not a default shared by all.
+    data: Path = _setting(  # noqa: RUF009
+        Path, "scoring-data", "folder of the database, blobs and work files"
+    )
     window: int | None = _setting(
         _optional_duration, "", "size of the tumbling windows; a new store takes 5min"
     )
@@ -82,10 +94,10 @@ class Settings:
         duration, "5min", "how far a device's clock may run ahead of the hub's"
     )
     raw_segments: bool = _setting(_flag, "true", "keep accepted readings as Parquet segments")
-    field_device: str = _setting(str, "device", "name of the device in an event's body")
-    field_sensor: str = _setting(str, "sensor", "name of the sensor in an event's body")
-    field_ts: str = _setting(str, "ts", "name of the event time in an event's body")
-    field_value: str = _setting(str, "value", "name of the value in an event's body")
+    field_device: str = _setting(_field_name, "device", "name of the device in an event's body")
+    field_sensor: str = _setting(_field_name, "sensor", "name of the sensor in an event's body")
+    field_ts: str = _setting(_field_name, "ts", "name of the event time in an event's body")
+    field_value: str = _setting(_field_name, "value", "name of the value in an event's body")
     part_rows: int = _setting(_number(1), "20000", "windows an input part holds, about")
     processes: int = _setting(_number(0), "0", "worker processes; 0 takes one a core")
     mini_batch_size: int = _setting(_number(1), "1", "input parts a mini-batch")
@@ -118,9 +130,16 @@ class Settings:
             except ValueError as error:
                 problems.append(f"{key}: {error}")
         problems += [f"{key} is not a setting" for key in sorted(given)]
+        settings = cls(**values)
+        names = asdict(settings.field_names)
+        problems += [
+            f"{PREFIX}FIELD_{key.upper()}: {name!r} is the name of another field too"
+            for key, name in names.items()
+            if list(names.values()).count(name) > 1
+        ]
         if problems:
             raise Misconfigured(problems)
-        return cls(**values)
+        return settings
 
     @property
     def field_names(self) -> FieldNames:

@@ -17,7 +17,8 @@ _TEMPORARY = ".writing-"
 class FolderBlobs:
     """Implements `ports.Blobs` below one folder.
 
-    The ETag is made of the file's modification time in nanoseconds and its size.
+    The ETag is made of the file's modification time in nanoseconds, its size, and its number in
+    the file system: two writes within one tick of the clock differ in the last.
     """
 
     def __init__(self, root: Path) -> None:
@@ -32,12 +33,14 @@ class FolderBlobs:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             message = f"there is no blob {name!r}"
             raise NotFound(message) from error
+        except OSError as error:
+            raise _unusable(path, error, "read") from error
 
     def write(self, name: str, data: bytes) -> BlobInfo:
         """Put a blob in place at once and durably, over what stood there."""
         path = self._path(name)
         with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
             try:
                 with os.fdopen(descriptor, "wb") as file:
@@ -54,7 +57,7 @@ class FolderBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Give the blobs whose names begin with `prefix`, in the order of their names."""
-        self._path(prefix or ".")
+        _check(prefix, prefix.split("/")[:-1])
         folder = self._root / prefix.rpartition("/")[0]
         names = sorted(
             path.relative_to(self._root).as_posix()
@@ -78,17 +81,10 @@ class FolderBlobs:
             source, target = self._root / blob.name, folder / blob.name.removeprefix(prefix)
             with storage_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                try:
-                    target.hardlink_to(source)
-                except OSError:  # Another file system, or one without links.
-                    shutil.copyfile(source, target)
+                _place(source, target)
 
     def _path(self, name: str) -> Path:
-        parts = name.split("/")
-        if name.startswith("/") or ".." in parts or "\0" in name:
-            message = f"{name!r} is not a blob's name"
-            raise BadInput(message)
+        _check(name, name.split("/"))
         return self._root / name
 
 
@@ -104,13 +100,43 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause = os.strerror(error.errno) if error.errno else str(error)
-        message = f"cannot write {path}: {cause.lower()}"
-        raise StorageUnusable(message) from error
+        raise _unusable(path, error, "write") from error
+
+
+def _unusable(path: Path, error: OSError, doing: str) -> StorageUnusable:
+    cause = os.strerror(error.errno) if error.errno else str(error)
+    return StorageUnusable(f"cannot {doing} {path}: {cause.lower()}")
+
+
+def _check(name: str, parts: list[str]) -> None:
+    """Refuse what would lead out of the root, or name one file in two ways."""
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(parts):
+        message = f"{name!r} is not a blob's name"
+        raise BadInput(message)
 
 
 def _info(name: str, status: os.stat_result) -> BlobInfo:
-    return BlobInfo(name, f"{status.st_mtime_ns:x}-{status.st_size:x}", status.st_size)
+    etag = f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"
+    return BlobInfo(name, etag, status.st_size)
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link or copy a file into place at once: two that fetch the same never meet half of one."""
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=target.parent) as folder:
+        copy = Path(folder) / target.name
+        try:
+            copy.hardlink_to(source)
+        except OSError:  # Another file system, or one without links.
+            shutil.copyfile(source, copy)
+        copy.replace(target)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, and their names durable."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

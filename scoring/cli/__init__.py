@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run: ``--help`` must be quick."""
 
+import os
 import sys
 
 import typer
@@ -19,17 +20,35 @@ for module in (demo, pipeline, look, fleet):
     module.add_commands(app)
 
 
+INTERRUPTED = 130
+"""What a shell says of a command that Ctrl-C ended."""
+
+
 def main() -> None:
-    """Run the command line; exits with 0, 1 on an error, 130 when interrupted."""
+    """Run the command line; exits with 0, 1 on an error, 2 on wrong usage, 130 when interrupted."""
     try:
-        app()
+        _run()
     except ScoringError as error:
         hint = "; the same command again may succeed" if isinstance(error, Transient) else ""
         sys.exit(f"error: {error}{hint}")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command goes on from here\n")
-        sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        # What no adapter knows of, such as standard output on a full disk. What is left of the
+        # output goes nowhere: Python would try to write it again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output and left has seen enough.
+        sys.exit(0 if isinstance(error, BrokenPipeError) else f"error: {error}")
+
+
+def _run() -> None:
+    try:
+        app()
+    except SystemExit as end:
+        # Typer makes this of a KeyboardInterrupt, and says nothing.
+        if end.code == INTERRUPTED:
+            raise KeyboardInterrupt from end
+        raise
+    finally:
+        sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The demo, and the simulation that it is made of."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ from scoring.cli.state import (
     JsonFlag,
     Window,
     cell,
+    check_duration,
     console,
     data_folder,
     opened,
@@ -28,8 +29,12 @@ DEMO_DATA = "demo-data"
 
 Devices = Annotated[int, typer.Option(min=1, help="Devices.")]
 Sensors = Annotated[int, typer.Option(min=1, help="Sensors a device.")]
-Duration = Annotated[str, typer.Option(help="How long to simulate, such as 6h or 1d.")]
-Interval = Annotated[str, typer.Option(help="Time between two readings of a sensor.")]
+Duration = Annotated[
+    str, typer.Option(help="How long to simulate, such as 6h or 1d.", callback=check_duration)
+]
+Interval = Annotated[
+    str, typer.Option(help="Time between two readings of a sensor.", callback=check_duration)
+]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed, another fleet.")]
 
 
@@ -52,32 +57,37 @@ def demo(
         Path | None, typer.Option(help="Your own readings instead, CSV or NDJSON.")
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(help="Folder of your own models, with --readings.")
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of your own models, with --readings."
+        ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Run everything once: a simulated fleet, or your own readings and models."""
     from scoring import demo as demonstration
-    from scoring.bootstrap import now
-    from scoring.errors import BadInput
+    from scoring.adapters.files import ReadingsFile
+    from scoring.bootstrap import now, settings_from_environment
 
     if (readings is None) != (models is None):
         message = "--readings and --models go together"
-        raise BadInput(message)
+        raise typer.BadParameter(message)
     folder = data_folder(context, DEMO_DATA)
-    if readings and models:
-        plan: dict[str, Any] = {"readings": readings.name, "models": models.name, "window": window}
-    else:
-        simulation = _simulation(devices, sensors, duration, interval, seed)
-        plan = demonstration.plan_of(simulation, runs, window)
-    with (
-        demonstration.demo_folder(folder, plan, fresh=fresh),
-        opened(folder, window=window) as app,
-        _stage_bars() as advance,
-    ):
+    with ExitStack() as stack:
+        # All that was given is checked first: the folder is marked with what it is for.
+        settings = settings_from_environment()
         if readings and models:
-            report = demonstration.demo_of_files(app, readings, models, now(), advance)
+            source = stack.enter_context(ReadingsFile.open(readings, settings.field_names))
+            plan = {"readings": source.hub, "models": models.resolve().name, "window": window}
+        else:
+            simulation = _simulation(devices, sensors, duration, interval, seed)
+            plan = demonstration.plan_of(simulation, runs, window)
+        stack.enter_context(demonstration.demo_folder(folder, plan, fresh=fresh))
+        app = stack.enter_context(opened(folder, window=window))
+        advance = stack.enter_context(_stage_bars())
+        if readings and models:
+            report = demonstration.demo_of_files(app, source, models, now(), advance)
         else:
             report = demonstration.SimulatedDemo(app, simulation, runs, advance)()
     if as_json:

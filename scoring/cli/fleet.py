@@ -21,7 +21,35 @@ from scoring.cli.state import (
 if TYPE_CHECKING:
     from scoring.fleet import FleetReport
 
-Features = Annotated[str, typer.Option(help="Comma-separated, of mean,std,min,max,last,count.")]
+
+
+def _check_features(text: str) -> str:
+    from scoring.predictions import FEATURES
+
+    names = _names(text)
+    if unknown := [name for name in names if name not in FEATURES]:
+        message = f"{', '.join(unknown) or 'nothing'} is not one of {', '.join(FEATURES)}"
+        raise typer.BadParameter(message)
+    if len(set(names)) < len(names):
+        message = "each feature once"
+        raise typer.BadParameter(message)
+    return text
+
+
+def _check_gamma(text: str) -> str:
+    try:
+        return text if text in {"scale", "auto"} else str(float(text))
+    except ValueError as error:
+        message = f"{text!r} is neither a number nor scale nor auto"
+        raise typer.BadParameter(message) from error
+
+
+Features = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated, of mean,std,min,max,last,count.", callback=_check_features
+    ),
+]
 Version = Annotated[str | None, typer.Option(help="Fleet version [default: current].")]
 
 fleet_app = typer.Typer(no_args_is_help=True)
@@ -40,7 +68,9 @@ def train(
         str | None, typer.Option(help="Only windows that end by then [default: all].")
     ] = None,
     nu: Annotated[float, typer.Option(help="Share of usual windows called anomalous.")] = 0.01,
-    gamma: Annotated[str, typer.Option(help="A number, scale or auto.")] = "0.02",
+    gamma: Annotated[
+        str, typer.Option(help="A number, scale or auto.", callback=_check_gamma)
+    ] = "0.02",
     as_json: JsonFlag = False,
 ) -> None:
     """Train a StandardScaler and OneClassSVM for each sensor on its windows in the store."""
@@ -48,7 +78,7 @@ def train(
     from scoring.bootstrap import now
     from scoring.fleet import Training
 
-    last = instant_option(until) or instants.of(now())
+    last = instants.of(now()) if (given := instant_option(until)) is None else given
     training = Training(nu=nu, gamma=gamma if gamma in {"scale", "auto"} else float(gamma))
     with opened(context) as app, progress("train") as advance:
         version, trained, untrained = app.train(_names(features), training, last, now(), advance)

@@ -89,7 +89,12 @@ def anomalies(
     from scoring.queries import AnomalyFilter
 
     which = AnomalyFilter(device, sensor, run, instant_option(since), instant_option(until))
+    if by_device and which != AnomalyFilter(run_id=run):
+        message = "--by-device counts all windows, or those of --run: no other choice goes with it"
+        raise typer.BadParameter(message)
     with opened(context) as app:
+        if run is not None:
+            app.queries.run(run)
         if by_device:
             counts = app.queries.counts(run, by_sensor=False, limit=limit)
             show_rows("devices", counts, _DEVICE_COLUMNS, as_json=as_json)
@@ -108,10 +113,14 @@ def windows(
     as_json: JsonFlag = False,
 ) -> None:
     """Show the newest windows of a sensor with their scores."""
+    from scoring.errors import NotFound
+
+    first, last = instant_option(since), instant_option(until)
     with opened(context) as app:
-        found = app.queries.windows(
-            device, sensor, instant_option(since), instant_option(until), limit
-        )
+        found = app.queries.windows(device, sensor, first, last, limit)
+        if not found and not app.queries.windows(device, sensor, None, None, 1):
+            message = f"there is no window of sensor {sensor} of device {device}"
+            raise NotFound(message)
         show_rows(f"{device} {sensor}", found, _WINDOW_COLUMNS, as_json=as_json)
 
 

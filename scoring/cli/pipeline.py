@@ -54,7 +54,6 @@ def ingest(
 ) -> None:
     """Read a file of readings; the same file again changes nothing."""
     from scoring.adapters.files import ReadingsFile
-    from scoring.handlers.ingest import IngestOutcome
     from scoring.readings import FieldNames
 
     names = FieldNames(device, sensor, ts, value)
@@ -64,11 +63,7 @@ def ingest(
         opened(context, window=window) as app,
         progress("ingest") as advance,
     ):
-        handle, outcome = app.ingest(source.field_names), IngestOutcome()
-        for batch in source.batches(batch_size, order=order):
-            outcome += handle(batch)
-            advance(source.progress.read, source.progress.total)
-        app.end_file(source.hub, source.partitions)
+        outcome = app.ingest_file(source, advance, batch_size, order)
     _show_outcome("ingested", outcome, as_json=as_json)
 
 

@@ -18,9 +18,25 @@ if TYPE_CHECKING:
 
     from scoring.bootstrap import App
 
+
+def check_duration(text: str | None) -> str | None:
+    """Refuse what is no duration before anything is done; gives the text."""
+    if text is None:
+        return None
+    from scoring.settings import duration
+
+    try:
+        duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows at most.")]
-Window = Annotated[str | None, typer.Option(help="Window size, such as 5s, 1min or 1h.")]
+Window = Annotated[
+    str | None, typer.Option(help="Window size, such as 5s, 1min or 1h.", callback=check_duration)
+]
 
 _INSTANTS = frozenset(
     {
@@ -132,7 +148,12 @@ def cell(value: object) -> str:
         return f"{value:,}"
     from rich.markup import escape
 
-    return f"{value:.6g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.6g}" if isinstance(value, float) else escape(_visible(str(value)))
+
+
+def _visible(text: str) -> str:
+    """Spell control characters out: what a device sent must not steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def console() -> "Console":

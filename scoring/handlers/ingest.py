@@ -153,9 +153,8 @@ class _New:
             epoch_of[part.events] = part.epoch.number
         new = epoch_of >= 0
         kept = [reject for reject in rejects if new[reject.event]]
-        return cls(
-            batch, slices, epoch_of, _by_sequence(batch, readings.where(new[readings.event])), kept
-        )
+        readings = readings.where(new[readings.event])
+        return cls(batch, slices, epoch_of, _in_order(batch, epoch_of, readings), kept)
 
     @property
     def events(self) -> int:
@@ -179,12 +178,12 @@ class _New:
         )
 
 
-def _by_sequence(batch: EventBatch, readings: Readings) -> Readings:
-    """Order readings by sequence number, so that nothing depends on the order of delivery."""
-    numbers = batch.sequence_numbers[readings.event]
-    if (numbers[1:] >= numbers[:-1]).all():
+def _in_order(batch: EventBatch, epoch_of: I64, readings: Readings) -> Readings:
+    """Order readings by epoch and sequence number: nothing depends on the order of delivery."""
+    numbers, epochs = batch.sequence_numbers[readings.event], epoch_of[readings.event]
+    if (numbers[1:] >= numbers[:-1]).all() and (epochs[1:] == epochs[:-1]).all():
         return readings
-    return readings.take(np.argsort(numbers, kind="stable"))
+    return readings.take(np.lexsort((numbers, epochs)))
 
 
 def write_segment(blobs: Blobs, batch: EventBatch, epoch: int, readings: Readings) -> Segment:

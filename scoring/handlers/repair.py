@@ -3,12 +3,13 @@
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scoring.aggregates import aggregate
+from scoring.aggregates import WindowTable, aggregate
 from scoring.handlers.ingest import Ingest, IngestOutcome, write_segment
 from scoring.ports import (
     Blobs,
@@ -25,6 +26,9 @@ from scoring.readings import EventBatch, Partition, Readings
 
 REPLAY_ROWS = 1_000
 """Rejects replayed in one transaction."""
+
+REBUILD_WINDOWS = 100_000
+"""Windows of one partition that a rebuild merges in memory before it writes them."""
 
 Progress = Callable[[int, int], None]
 """Told how much of how much is done."""
@@ -143,11 +147,17 @@ class RebuildWindows:
         readings = 0
         with self.store.rebuild(window) as transaction:
             segments = transaction.segments
-            for done, (partition, segment) in enumerate(segments, start=1):
-                read = _read_segment(self.blobs.read(segment.blob)[0])
-                transaction.merge(partition, aggregate(read, window))
-                readings += len(read)
-                progress(done, len(segments))
+            done = 0
+            for partition, own in groupby(segments, key=lambda entry: entry[0]):
+                table = WindowTable()
+                for _, segment in own:
+                    read = _read_segment(self.blobs.read(segment.blob)[0])
+                    table.add(aggregate(read, window))
+                    readings, done = readings + len(read), done + 1
+                    progress(done, len(segments))
+                    if len(table) > REBUILD_WINDOWS:
+                        transaction.merge(partition, table.take())
+                transaction.merge(partition, table.take())
         return readings
 
 

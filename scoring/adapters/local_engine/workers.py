@@ -2,22 +2,20 @@
 
 import importlib.util
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Callable, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
-from threading import Thread
 from time import monotonic
 from types import ModuleType
 
 from pebble import ProcessExpired, ProcessPool
 
 from scoring.errors import Misconfigured
+from scoring.processes import exit_with_parent
 
 _START_LIMIT = 120.0
 """Seconds that a worker may take to start and open the fleet, before it is given up."""
@@ -239,17 +237,10 @@ def start_worker(script: Path, argv: list[str]) -> None:
     """Set a new process up: signals, the parent's death, ``init()``."""
     # pebble's own handler waits for Python to get its turn, a long calculation would delay it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    Thread(target=_die_with_parent, daemon=True).start()
+    exit_with_parent()
     sys.argv = [str(script), *argv]
     # An error raised here would have pebble start the next process, without end or message.
     _entry.load(script)
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _import(script: Path) -> ModuleType:

@@ -56,12 +56,11 @@ def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool
     """
     first, *rest = columns
     value, *others = key
-    if not rest:
-        return first > value
-    return (first > value) | ((first == value) & after(rest, others))
+    greater: ColumnElement[bool] = first > value
+    return greater | ((first == value) & after(rest, others)) if rest else greater
 
 
-def _many(connection: Connection, statement: str, rows: list[Row]) -> None:
+def _many(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
     if rows:
         connection.exec_driver_sql(statement, [tuple(row) for row in rows])
 

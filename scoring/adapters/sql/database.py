@@ -1,14 +1,15 @@
 """Connections: one engine a database, transactions, and the translation of driver errors."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 
-from scoring.adapters.sql.schema import HEAD
-from scoring.errors import Misconfigured, ScoringError, StorageUnusable, Transient
+from scoring.errors import ScoringError, StorageUnusable, Transient
 
 BUSY_TIMEOUT = 30
 """Seconds that a writer waits for another one's transaction."""
@@ -24,11 +25,6 @@ class Database:
     ----------
     url
         SQLAlchemy URL.
-
-    Raises
-    ------
-    Misconfigured
-        From the first use, if the schema is older or newer than the code.
     """
 
     def __init__(self, url: str) -> None:
@@ -69,21 +65,6 @@ def revision(connection: Connection) -> str | None:
     return found
 
 
-def check_revision(database: Database) -> None:
-    """Raise unless the schema is the one that the code expects.
-
-    Raises
-    ------
-    Misconfigured
-        With what to run.
-    """
-    with database.read() as connection:
-        found = revision(connection)
-    if found != HEAD:
-        problem = f"the database is at schema {found}, the code expects {HEAD}: run `migrate`"
-        raise Misconfigured([problem])
-
-
 def _sqlite(url: str) -> Engine:
     engine = create_engine(
         url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT, "isolation_level": None}
@@ -91,8 +72,9 @@ def _sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
+        _use_wal(connection)
         # A commit is durable when it returns: what it covers is never delivered again.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-65536"):
+        for pragma in ("synchronous=FULL", "cache_size=-65536"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -102,6 +84,24 @@ def _sqlite(url: str) -> Engine:
         connection.exec_driver_sql(f"BEGIN {kind}")
 
     return engine
+
+
+def _use_wal(connection: Any) -> None:
+    """Switch a new file to a write-ahead log.
+
+    Of two processes that do so at once one is told at once that it is locked: SQLite does not
+    wait here, whatever its timeout.
+    """
+    deadline = monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                raise
+            sleep(0.01)
+        else:
+            return
 
 
 @contextmanager
@@ -115,6 +115,8 @@ def translated_errors() -> Iterator[None]:
 
 def _translate(error: exc.SQLAlchemyError) -> ScoringError:
     text = str(getattr(error, "orig", None) or error)
+    if isinstance(error, exc.TimeoutError):
+        return Transient(f"no connection to the database was free: {text}")
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return Transient(f"the database is not reachable: {text}")
     if isinstance(error, (exc.OperationalError, exc.DatabaseError)):

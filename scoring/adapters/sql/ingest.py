@@ -96,8 +96,8 @@ class _Transaction:
             "last_enqueued": epoch.last_enqueued,
         }
         if not self.connection.execute(update(epochs).where(key).values(values)).rowcount:
-            values |= {"partition": self.partition, "epoch": epoch.number}
-            self.connection.execute(insert(epochs).values(values))
+            row = values | {"epoch": epoch.number}
+            self.connection.execute(insert(epochs).values(partition=self.partition, **row))
         before = next((e for e in self.epochs if e.number == epoch.number), None)
         if (before.gaps if before else ()) != epoch.gaps:
             self._save_gaps(epoch)
@@ -146,6 +146,13 @@ class SqlIngestStore:
         statement = select(epochs.c.partition, newest).group_by(epochs.c.partition)
         with self._database.read() as connection:
             return {parse_partition(name): last for name, last in connection.execute(statement)}
+
+    def arrival(self, hub: str) -> int | None:
+        """Tell when the hub took its first event that was applied; None if none was."""
+        mine = epochs.c.partition.startswith(f"{hub}/", autoescape=True)
+        with self._database.read() as connection:
+            first = select(func.min(epochs.c.first_enqueued)).where(mine)
+            return connection.execute(first).scalar()
 
     def gaps(self) -> list[Gap]:
         """Give all gaps on record, in the order of partitions and sequence numbers."""

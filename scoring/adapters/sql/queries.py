@@ -53,7 +53,7 @@ class SqlQueries:
                 window=read_window(connection) or 0,
                 partitions=[PartitionStatus(*row) for row in connection.execute(_partitions())],
                 gaps={state: GapCounts(*n) for state, *n in connection.execute(by_state)},
-                rejects=dict(connection.execute(by_reason.group_by(rejects.c.reason)).all()),  # type: ignore[arg-type]
+                rejects=dict(connection.execute(by_reason.group_by(rejects.c.reason)).all()),
                 windows=connection.execute(_count_windows()).scalar_one(),
                 pending=connection.execute(
                     _count_windows(window_partials.c.claimed_by.is_(None))
@@ -125,7 +125,8 @@ class SqlQueries:
             statement = statement.where(table.reason == reason)
         with self._database.read() as connection:
             return [
-                RejectRow(*row[:7], body=row[7].decode(errors="backslashreplace"), replayed=row[8])
+                # SQLite has NULL for the first bytes of an empty body.
+                RejectRow(*row[:7], (row[7] or b"").decode(errors="backslashreplace"), row[8])
                 for row in connection.execute(statement)
             ]
 
@@ -145,7 +146,7 @@ class SqlQueries:
         if run_id is not None:
             statement = statement.where(table.run_number == _number_of(run_id))
         with self._database.read() as connection:
-            return [DeviceCounts(*row) for row in connection.execute(statement)]
+            return [DeviceCounts(*tuple[Any, ...](row)) for row in connection.execute(statement)]
 
     def count_scored(self, since: int) -> int:
         """Count the scored windows that start at or after `since`."""
@@ -191,7 +192,7 @@ def _partitions() -> Select[Any]:
     )
 
 
-def _count_windows(*conditions: ColumnElement[bool]) -> Select[tuple[int]]:
+def _count_windows(*conditions: ColumnElement[bool]) -> Select[Any]:
     """Count windows, those of two partitions once."""
     table = window_partials.c
     keys = select(table.device, table.sensor, table.window_start).where(*conditions).distinct()
@@ -220,7 +221,7 @@ def _summaries() -> Select[Any]:
 
 
 def _summary(row: Row[Any]) -> RunSummary:
-    number, run_id, state, *rest = row
+    number, run_id, state, *rest = tuple[Any, ...](row)
     return RunSummary(number, run_id, RunState(state), *rest)
 
 

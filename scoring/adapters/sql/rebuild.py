@@ -66,7 +66,7 @@ class SqlRebuildStore:
             _refuse_missing_segments(connection)
             if read_window(connection) != window:
                 connection.execute(delete(predictions))
-                connection.execute(update(facts).where(_WINDOW).values(value=str(window)))
+                _write_window(connection, window)
             connection.execute(delete(window_partials))
             yield _Transaction(connection)
 
@@ -89,9 +89,12 @@ def settle_window(database: Database, window: int | None, default: int) -> int:
     with database.read() as connection:
         found = read_window(connection)
     if found is None:
-        found = window or default
         with database.write() as connection:
-            connection.execute(insert(facts).values(name="window", value=str(found)))
+            # The write lock is held: of two first starts, one decides.
+            found = read_window(connection)
+            if found is None:
+                found = window or default
+                _write_window(connection, found)
     if window not in {None, found}:
         problem = (
             f"SCORING_WINDOW is {window / 1e6:g}s, but this store's windows are {found / 1e6:g}s"
@@ -105,6 +108,12 @@ def read_window(connection: Connection) -> int | None:
     """Give the size of the store's windows, microseconds; None for a store that has none yet."""
     value = connection.execute(select(facts.c.value).where(_WINDOW)).scalar()
     return None if value is None else int(value)
+
+
+def _write_window(connection: Connection, window: int) -> None:
+    statement = update(facts).where(_WINDOW).values(value=str(window))
+    if not connection.execute(statement).rowcount:
+        connection.execute(insert(facts).values(name="window", value=str(window)))
 
 
 def _refuse_active_runs(connection: Connection) -> None:

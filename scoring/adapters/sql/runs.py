@@ -254,14 +254,18 @@ def merged(chunks: Iterator[Any]) -> Iterator[Partials]:
 
 
 def _partials(rows: list[Any]) -> Partials:
-    device, sensor, start, *numbers, last_time = zip(*rows, strict=True)
-    count, *floats = numbers
+    device, sensor, start, count, *floats, last_time = zip(*rows, strict=True)
+    mean, m2, low, high, last = (np.array(column, dtype=np.float64) for column in floats)
     return combine(
         Partials(
-            list(zip(device, sensor, start, strict=True)),
-            np.array(count, dtype=np.int64),
-            *(np.array(column, dtype=np.float64) for column in floats),
-            np.array(last_time, dtype=np.int64),
+            keys=list(zip(device, sensor, start, strict=True)),
+            count=np.array(count, dtype=np.int64),
+            mean=mean,
+            m2=m2,
+            min=low,
+            max=high,
+            last=last,
+            last_time=np.array(last_time, dtype=np.int64),
         )
     )
 

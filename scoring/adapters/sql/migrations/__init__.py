@@ -1,29 +1,58 @@
 """Schema versions in order, applied by Alembic."""
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import Connection
 
 from scoring.adapters.sql.database import Database, revision
 from scoring.adapters.sql.schema import HEAD
+from scoring.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 
 def migrate(database: Database) -> bool:
     """Bring a database to the newest schema; False if it was there already.
 
-    Looks before it loads Alembic, so that the usual start costs one query.
+    Looks before it loads Alembic or takes a lock, so that the usual start costs one query and
+    waits for nobody.
+
+    Raises
+    ------
+    Misconfigured
+        The schema is of a newer program: nothing was changed.
     """
-    with database.write() as connection:
-        # The write lock is held: of two first starts on one file, one creates the tables.
+    with database.read() as connection:
         if revision(connection) == HEAD:
             return False
-        _upgrade(connection)
+    with database.write() as connection:
+        # The write lock is held: of two first starts on one file, one creates the tables.
+        found = revision(connection)
+        if found == HEAD:
+            return False
+        _upgrade(connection, found)
     return True
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, found: str | None) -> None:
     from alembic import command  # noqa: PLC0415 - heavy, and needed once in a database's life
     from alembic.config import Config  # noqa: PLC0415 - as above
 
     config = Config()
     config.set_main_option("script_location", "scoring.adapters.sql:migrations")
+    _refuse_unknown(config, found)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _refuse_unknown(config: "Config", found: str | None) -> None:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - as above
+
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        problem = (
+            f"the database is at schema {found}, which this program does not know (it knows up to"
+            f" {HEAD}): use the newer program that wrote it"
+        )
+        raise Misconfigured([problem])

@@ -1,0 +1,164 @@
+"""A detector on its way into a fleet: its numbers, held against the detector itself."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from scoring.detectors import Array, Kind, Shape, decide, is_anomaly
+from scoring.errors import ModelRefused
+from scoring.fleet.attributes import Captured
+from scoring.fleet.compiling import Compiled, compile_detector
+from scoring.fleet.payloads import decide_estimator, load_payload, save_payload
+from scoring.fleet.reference import reference_decisions
+
+TOLERANCE = 1e-9
+"""A compiled model may differ from its estimator by this part of its largest decision."""
+
+_PROBES = 12
+"""Rows of each of three spreads that a model is tried on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One sensor's model, ready to be written into a fleet.
+
+    Attributes
+    ----------
+    detector
+        A fitted estimator, or what `prepare` made of one.
+    source
+        Where it came from, in words that do not depend on the machine: it goes into the version.
+    trained_at
+        Aware, None if not known.
+    """
+
+    device: str
+    sensor: str
+    detector: Any
+    source: str = ""
+    trained_at: datetime | None = None
+
+
+def prepare(detector: Any, features: int, *, ask: bool = True) -> Compiled:
+    """Compile a detector and make sure that the result decides as the detector does.
+
+    A live estimator whose numbers do not agree with it rides along as a payload; so does one of a
+    kind that has no numbers here.
+
+    Parameters
+    ----------
+    detector
+        A fitted estimator, a captured one, or a compiled one (checked when it was compiled).
+    features
+        How many the fleet has.
+    ask
+        Whether the estimator may be run for the comparison. One from outside may not where it can
+        be avoided: scikit-learn's compiled parts do not check what they are given.
+
+    Raises
+    ------
+    ModelRefused
+        It takes another number of features, is not fitted, is no detector, or cannot be saved.
+    """
+    if isinstance(detector, Compiled):
+        _check_width(detector.shape.features, features)
+        return detector
+    compiled = compile_detector(detector)
+    if compiled is not None:
+        _check_width(compiled.shape.features, features)
+        if agrees(compiled, detector, ask=ask and not isinstance(detector, Captured)):
+            return compiled
+    if isinstance(detector, Captured):
+        problem = "its numbers do not reproduce it" if compiled else "this kind comes by skops only"
+        message = f"{detector.name}: {problem}"
+        raise ModelRefused(message)
+    return as_payload(save_payload(detector), features)
+
+
+def as_payload(data: bytes, features: int) -> Compiled:
+    """Take a skops file along as it is, after a trial of the estimator in it.
+
+    Raises
+    ------
+    ModelRefused
+        It is no detector, takes another number of features, or fails on plain numbers.
+    """
+    estimator = load_payload(data)
+    width = getattr(estimator, "n_features_in_", None)
+    name = type(estimator).__name__
+    if width is not None:
+        _check_width(int(width), features)
+    try:
+        decide_estimator(estimator, np.zeros((2, features)))
+    except Exception as error:
+        message = f"{name} does not score: {type(error).__name__}: {error}"
+        raise ModelRefused(message) from error
+    shape = Shape(Kind.PAYLOAD, "", features, 0)
+    return Compiled(shape, np.empty(0), None, {"estimator": name}, data)
+
+
+def _check_width(found: int, wanted: int) -> None:
+    if found != wanted:
+        message = f"{found} features where the fleet has {wanted}"
+        raise ModelRefused(message)
+
+
+def agrees(compiled: Compiled, detector: Any, *, ask: bool) -> bool:
+    """Whether the numbers decide as the detector does: to `TOLERANCE`, and every label.
+
+    Parameters
+    ----------
+    ask
+        The detector itself; else its attributes are worked out by definition.
+    """
+    x = probes(compiled)
+    decisions = decide(compiled.shape, compiled.parameters[None], x.T[None])[0]
+    labels = is_anomaly(compiled.shape.kind, decisions)
+    if ask:
+        expected, wanted = decide_estimator(detector, x)
+    else:
+        expected = reference_decisions(detector, x)
+        wanted = is_anomaly(compiled.shape.kind, expected)
+    scale = np.abs(expected).max()
+    with np.errstate(all="ignore"):
+        close = np.abs(decisions - expected).max() <= TOLERANCE * scale
+    return bool(close and (labels == wanted).all())
+
+
+def probes(compiled: Compiled) -> Array:
+    """Rows to try a model on: near what it was trained on, further off, and far away.
+
+    Gives shape (rows, features); the same rows for the same model.
+    """
+    f = compiled.shape.features
+    offset, divisor = compiled.parameters[:f], compiled.parameters[f : 2 * f]
+    anchors, width = _anchors(compiled.shape, compiled.parameters[2 * f :])
+    random = np.random.default_rng(0)
+    spread = np.maximum(anchors.std(axis=0), width)
+    near = anchors[random.integers(len(anchors), size=3 * _PROBES)]
+    steps = np.repeat([0.0, 0.5, 4.0], _PROBES)[:, None]
+    z: Array = near + steps * spread * random.normal(size=near.shape)
+    x: Array = z * divisor + offset
+    return x
+
+
+def _anchors(shape: Shape, numbers: Array) -> tuple[Array, Array | float]:
+    """Points that a model is about, shape (points, features), and the least to go off them."""
+    f = shape.features
+    if shape.kind is Kind.ONE_CLASS_SVM:
+        vectors = numbers[4 : 4 + f * shape.units].reshape(f, shape.units).T
+        # A single support vector has no spread of its own, but rbf has a width.
+        width = numbers[0] ** -0.5 if shape.kernel.startswith("rbf") and numbers[0] > 0 else 0.1
+        return vectors[numbers[-shape.units :] != 0], float(width)
+    if shape.kind is Kind.ELLIPTIC_ENVELOPE:
+        precision = np.diag(numbers[1 + f :].reshape(f, f))
+        return numbers[None, 1 : 1 + f], 1.0 / np.sqrt(np.where(precision > 0, precision, 1.0))
+    feature, threshold, _ = numbers[3 + shape.trees :].reshape(3, shape.units)
+    points = [_quantiles(threshold[feature == column]) for column in range(f)]
+    return np.stack(points, axis=1), 0.0
+
+
+def _quantiles(values: Array) -> Array:
+    return np.quantile(values, np.linspace(0, 1, 9)) if len(values) else np.zeros(9)

@@ -1,0 +1,118 @@
+"""Rows of a part put together by model, and cut into blocks that are decided at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from scoring.detectors import Array, Flags, Shape
+from scoring.fleet.columns import indices, numbers, whole
+from scoring.fleet.file import Fleet
+
+Indices = npt.NDArray[np.intp]
+
+_BLOCK = 131_072
+"""Kernel values worked out at a time, 1 MB: about what a core's second-level cache holds."""
+
+_ROWS = 1024
+"""Rows of one model decided at a time, where it has that many."""
+
+_FEW = 8
+"""So many different row counts are taken as they are, each in blocks of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The rows of a part that have a model, put together by model.
+
+    Attributes
+    ----------
+    rows
+        Positions in the part: a model's rows together, models in the order of the fleet's file.
+    x
+        Their features, shape (features, rows); 0 in rows that are not valid.
+    valid
+        Whether all features of a row are finite, shape (rows,).
+    models, start, count
+        The models that have rows, and where in `rows` theirs begin, and how many they are.
+    """
+
+    rows: Indices
+    x: Array
+    valid: Flags
+    models: Indices
+    start: Indices
+    count: Indices
+
+
+def gather(fleet: Fleet, part: pa.Table) -> Work:
+    """Find the model of every row of a part, and put the rows that have one together by model."""
+    models, first, length = _runs(fleet, part)
+    order = np.argsort(models, kind="stable")
+    order = order[np.searchsorted(models[order], 0) :]
+    models, first, length = models[order], first[order], length[order]
+    ends = np.cumsum(length)
+    rows = np.repeat(first - (ends - length), length) + np.arange(ends[-1] if len(ends) else 0)
+    where = as_slice(rows)
+    x = np.empty((len(fleet.features), len(rows)))
+    for column, feature in zip(x, fleet.features, strict=True):
+        column[:] = numbers(whole(part[feature]))[where]
+    valid: Flags = np.logical_and.reduce(np.isfinite(x), axis=0)
+    # Rows that cannot be scored are decided too, and not looked at: cheaper than to cut them out.
+    x[:, ~valid] = 0.0
+    heads = np.flatnonzero(np.diff(models, prepend=-1))
+    start = (ends - length)[heads]
+    return Work(rows, x, valid, models[heads], start, np.diff(start, append=len(rows)))
+
+
+def _runs(fleet: Fleet, part: pa.Table) -> tuple[Indices, Indices, Indices]:
+    """Model (-1: none), first row and length of every run of rows of one sensor."""
+    columns = [whole(part[name]) for name in ("device", "sensor")]
+    codes = [indices(column) for column in columns]
+    changes = (codes[0][1:] != codes[0][:-1]) | (codes[1][1:] != codes[1][:-1])
+    first = np.flatnonzero(np.concatenate([[part.num_rows > 0], changes]))
+    names = [column.dictionary for column in columns]
+    models = fleet.locate(*names, *(code[first] for code in codes))
+    return models, first, np.diff(first, append=part.num_rows)
+
+
+def as_slice(indices: Indices) -> slice | Indices:
+    """Give indices as a slice where they are consecutive: a view then, and no copy."""
+    if len(indices) and (np.diff(indices) == 1).all():
+        return slice(int(indices[0]), int(indices[-1]) + 1)
+    return indices
+
+
+def blocks(count: Indices, shape: Shape) -> Iterator[tuple[Indices, Indices]]:
+    """Cut a group's work into blocks that are decided at once.
+
+    Parameters
+    ----------
+    count
+        Rows of each model.
+
+    Yields
+    ------
+    tuple
+        Positions of models in `count`, and which of their rows, counted from 0: beyond the last
+        one for models with fewer rows than others of the block.
+    """
+    padded = _round_up(count)
+    for most in np.unique(padded).tolist():
+        chosen = np.flatnonzero(padded == most)
+        step = min(most, _ROWS)
+        at_once = max(1, _BLOCK // (step * max(shape.units, 1)))
+        for i in range(0, len(chosen), at_once):
+            for j in range(0, most, step):
+                yield chosen[i : i + at_once], np.arange(j, min(j + step, most))
+
+
+def _round_up(count: Indices) -> Indices:
+    """Bring row counts to few different values, each at most an eighth larger."""
+    if len(np.unique(count)) <= _FEW:
+        return count
+    step = 2 ** np.maximum(np.log2(np.maximum(count, 1)).astype(np.intp) - 3, 0)
+    padded: Indices = -(-count // step) * step
+    return padded

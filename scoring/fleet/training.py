@@ -1,0 +1,198 @@
+"""One model a sensor trained on its windows, over several processes."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from scoring.detectors import Array
+from scoring.errors import BadInput, ModelRefused
+from scoring.fleet.adding import Model, prepare
+from scoring.processes import exit_with_parent
+
+MIN_WINDOWS = 10
+"""A sensor with fewer windows gets no model: a boundary around less says nothing."""
+
+_CHUNK = 32
+"""Sensors that a process trains at a time."""
+
+_AHEAD = 2
+"""Chunks for each process that are under way: one in work, one waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How models are trained.
+
+    Attributes
+    ----------
+    nu
+        Part of the training windows that may fall outside: an upper bound on them and a lower
+        bound on the support vectors (Schoelkopf et al., 2001). 0.01 calls about one usual window
+        in a hundred anomalous. Raised to 1 / windows where it is less: below that the boundary
+        shrinks onto a single support vector and everything is an anomaly.
+    gamma
+        Of the rbf kernel, over standardised features. 0.02 is smooth: with scikit-learn's ``scale``
+        (1 / features) a model of 100 windows of noise calls a third of the next ones anomalous,
+        with 0.02 one in twenty, and both find a shift of one deviation in 30 readings.
+    min_windows
+        Sensors with fewer are left out.
+    """
+
+    nu: float = 0.01
+    gamma: float | str = 0.02
+    min_windows: int = MIN_WINDOWS
+
+    def __post_init__(self) -> None:
+        """Refuse what scikit-learn would refuse, once and not for every sensor."""
+        if not 0 < self.nu <= 1:
+            message = f"nu must be in (0, 1], not {self.nu}"
+            raise BadInput(message)
+        known = self.gamma in ("scale", "auto") if isinstance(self.gamma, str) else self.gamma > 0
+        if not known:
+            message = f"gamma must be scale, auto or a number above 0, not {self.gamma}"
+            raise BadInput(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Untrained:
+    """A sensor that got no model, and why."""
+
+    device: str
+    sensor: str
+    reason: str
+
+
+Sensor = tuple[str, str, Array]
+"""Device, sensor and feature rows, shape (windows, features)."""
+
+
+def train_model(x: Array, training: Training) -> Any:
+    """Fit a StandardScaler and a OneClassSVM on the windows of one sensor.
+
+    Parameters
+    ----------
+    x
+        Shape (windows, features).
+
+    Returns
+    -------
+    sklearn.pipeline.Pipeline
+        The same one for the same windows.
+
+    Raises
+    ------
+    BadInput
+        Too few windows, a feature that never changes, or one that is not finite.
+    """
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+    from sklearn.svm import OneClassSVM  # noqa: PLC0415
+
+    if problem := unfit(x, training):
+        raise BadInput(problem)
+    nu = max(training.nu, 1.0 / len(x))
+    return make_pipeline(StandardScaler(), OneClassSVM(nu=nu, gamma=training.gamma)).fit(x)
+
+
+def unfit(x: Array, training: Training, features: tuple[str, ...] = ()) -> str:
+    """Say why nothing can be learned from these windows, empty if something can."""
+    least = max(training.min_windows, 1)
+    if len(x) < least:
+        return f"{len(x)} windows, fewer than {least}"
+    if not np.isfinite(x).all():
+        return "a feature is not a finite number"
+    if constant := np.flatnonzero(x.max(axis=0) == x.min(axis=0)).tolist():
+        names = ", ".join(features[i] if features else f"feature {i}" for i in constant)
+        return f"{names} the same in all {len(x)} windows"
+    return ""
+
+
+def train_fleet(  # noqa: PLR0913 - the last two are by keyword
+    sensors: Iterable[Sensor],
+    features: tuple[str, ...],
+    training: Training,
+    trained_at: datetime,
+    *,
+    processes: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[Model | Untrained]:
+    """Train all sensors, in their order, whatever the number of processes.
+
+    Parameters
+    ----------
+    sensors
+        Taken in as they are needed, not all at once.
+    trained_at
+        Aware; what the models say of their age.
+    processes
+        1 trains in this process; more start fresh ones, each with one BLAS thread.
+    progress
+        Told how many sensors are done, after each chunk.
+
+    Yields
+    ------
+    Model or Untrained
+        One for each sensor.
+    """
+    done = 0
+    work = _chunks(sensors)
+    for chunk in _mapped(work, (features, training, trained_at), processes):
+        done += len(chunk)
+        progress(done)
+        yield from chunk
+
+
+def _chunks(sensors: Iterable[Sensor]) -> Iterator[list[Sensor]]:
+    rest = iter(sensors)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
+
+
+_Common = tuple[tuple[str, ...], Training, datetime]
+
+
+def _mapped(
+    work: Iterator[list[Sensor]], common: _Common, processes: int
+) -> Iterator[list[Model | Untrained]]:
+    """Train chunks in order, at most two for each process under way at a time."""
+    if processes <= 1:
+        yield from (_train_chunk(chunk, common) for chunk in work)
+        return
+    # Fresh processes: a fork would take along the caller's threads and locks.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=exit_with_parent) as pool:
+        under_way: deque[Future[list[Model | Untrained]]] = deque()
+        for chunk in work:
+            under_way.append(pool.submit(_train_chunk, chunk, common))
+            if len(under_way) >= _AHEAD * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _train_chunk(chunk: list[Sensor], common: _Common) -> list[Model | Untrained]:
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415
+
+    with threadpool_limits(limits=1):
+        return [_train_sensor(sensor, common) for sensor in chunk]
+
+
+def _train_sensor(sensor: Sensor, common: _Common) -> Model | Untrained:
+    (device, name, x), (features, training, trained_at) = sensor, common
+    if x.shape != (len(x), len(features)):
+        return Untrained(device, name, f"feature rows of shape {x.shape}")
+    if problem := unfit(x, training, features):
+        return Untrained(device, name, problem)
+    try:
+        compiled = prepare(train_model(x, training), len(features))
+    except (ModelRefused, ValueError) as error:
+        return Untrained(device, name, str(error))
+    source = f"trained on {len(x)} windows, nu {training.nu:g}, gamma {training.gamma}"
+    return Model(device, name, compiled, source, trained_at)

@@ -1,0 +1,57 @@
+"""The layers hold, and the check that says so can fail."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _check(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Give a copy of the package that can be spoiled."""
+    shutil.copytree(ROOT / "scoring", tmp_path / "scoring")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_the_layers_hold(copy: Path) -> None:
+    result = _check(copy)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "contract"),
+    [
+        ("windows.py", "import scoring.handlers.ingest", "Imports point one way"),
+        ("readings.py", "import sqlalchemy", "know no driver"),
+        ("handlers/submit.py", "import os", "know no driver"),
+        ("adapters/blobs.py", "import scoring.adapters.sql.schema", "do not know each other"),
+        ("job/score.py", "import scoring.handlers.ingest", "needs the core only"),
+        ("helpers.py", "", "Imports point one way"),
+    ],
+)
+def test_a_violation_is_caught(copy: Path, module: str, statement: str, contract: str) -> None:
+    path = copy / "scoring" / module
+    text = path.read_text() if path.exists() else ""
+    path.write_text(f"{text}\n{statement}\n")
+    result = _check(copy)
+    assert result.returncode == 1
+    # The names of contracts are wrapped; each is followed by its verdict.
+    output = " ".join(result.stdout.split())
+    assert re.search(rf"{contract}(?:(?!KEPT).)*?(BROKEN|not listed as layers)", output)

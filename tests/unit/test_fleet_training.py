@@ -1,0 +1,110 @@
+"""Models trained: one a sensor, the same over any number of processes."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scoring.detectors import Array
+from scoring.errors import BadInput
+from scoring.fleet import (
+    Fleet,
+    Model,
+    Training,
+    Untrained,
+    train_fleet,
+    train_model,
+    write_fleet,
+)
+from scoring.fleet.predicting import decide_model
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+FEATURES = ("mean", "std")
+
+
+def windows(seed: int, count: int = 60) -> Any:
+    return np.random.default_rng(seed).normal(size=(count, 2)) * [3.0, 0.1] + [20.0, 1.0]
+
+
+def train(sensors: Any, **options: Any) -> Any:
+    training = options.pop("training", Training())
+    return list(train_fleet(sensors, FEATURES, training, NOW, **options))
+
+
+def test_a_trained_model_calls_few_usual_windows_and_any_wild_one_anomalous() -> None:
+    model = train_model(windows(1, 300), Training())
+    assert (model.predict(windows(2, 1000)) == -1).mean() < 0.08
+    assert (model.predict(windows(3) + np.array([30.0, 0.0])) == -1).all()
+
+
+def test_training_is_the_same_for_any_number_of_processes_and_in_order(tmp_path: Path) -> None:
+    sensors = [("d", f"s{number:02d}", windows(number)) for number in range(70)]
+    done = []
+    alone = train(iter(sensors))
+    together = train(iter(sensors), processes=2, progress=done.append)
+    assert [model.sensor for model in together] == [sensor for _, sensor, _ in sensors]
+    versions = {
+        write_fleet(models, FEATURES, tmp_path / name, NOW)
+        for name, models in (("alone", alone), ("together", together))
+    }
+    assert len(versions) == 1
+    assert done == [32, 64, 70]
+
+
+def test_a_trained_fleet_scores_as_the_models_do(tmp_path: Path) -> None:
+    x = windows(4)
+    (model,) = train([("d", "s", x)])
+    write_fleet([model], FEATURES, tmp_path, NOW)
+    fleet = Fleet.open(tmp_path)
+    decisions, labels = decide_model(fleet, 0, x)
+    expected = train_model(x, Training())
+    assert decisions == pytest.approx(expected.decision_function(x), rel=0, abs=1e-9)
+    np.testing.assert_array_equal(labels, expected.predict(x) == -1)
+    info = fleet.find("d", "s")
+    assert info is not None
+    assert info.trained_at == NOW
+    assert info.source == "trained on 60 windows, nu 0.01, gamma 0.02"
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (windows(5, 9), "9 windows, fewer than 10"),
+        (windows(5, 0), "0 windows, fewer than 10"),
+        (windows(5) * [1.0, 0.0], "std the same in all 60 windows"),
+        (windows(5) * [np.nan, 1.0], "a feature is not a finite number"),
+        (windows(5)[:, :1], "feature rows of shape (60, 1)"),
+    ],
+)
+def test_a_sensor_that_nothing_can_be_learned_of_is_reported_and_the_others_go_on(
+    x: Array, reason: str
+) -> None:
+    bad, good = train([("d", "bad", x), ("d", "good", windows(6))])
+    assert bad == Untrained("d", "bad", reason)
+    assert isinstance(good, Model)
+
+
+def test_the_least_number_of_windows_can_be_set() -> None:
+    (model,) = train([("d", "s", windows(7, 5))], training=Training(min_windows=5))
+    assert isinstance(model, Model)
+
+
+def test_few_windows_do_not_make_a_model_with_a_single_support_vector() -> None:
+    for seed in range(20):
+        (model,) = train([("d", "s", windows(seed, 10))])
+        assert model.detector.support > 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"nu": 0.0}, {"nu": 1.5}, {"gamma": 0.0}, {"gamma": "wide"}, {"gamma": -1.0}]
+)
+def test_settings_that_train_nothing_are_refused_at_once(options: Any) -> None:
+    with pytest.raises(BadInput, match=next(iter(options))):
+        Training(**options)
+
+
+def test_windows_that_are_no_good_raise_where_one_model_is_trained() -> None:
+    with pytest.raises(BadInput, match="fewer than 10"):
+        train_model(windows(8, 3), Training())
