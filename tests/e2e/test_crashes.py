@@ -4,6 +4,7 @@ import math
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -229,7 +230,7 @@ def _fleet(app: App) -> str:
 
 def _tables(folder: Path) -> dict[str, Any]:
     """All that must not depend on crashes."""
-    with sqlite3.connect(folder / "store.db") as database:
+    with closing(sqlite3.connect(folder / "store.db")) as database:
         return {
             "windows": database.execute(
                 "SELECT device, sensor, window_start, partition, count, min, max, last, last_time,"
