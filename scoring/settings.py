@@ -12,6 +12,9 @@ from scoring.errors import Misconfigured
 from scoring.readings import FieldNames
 
 PREFIX = "SCORING_"
+TESTS = "SCORING_TEST_"
+"""Variables that are for the tests: what they may be run against."""
+
 
 _UNITS = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _LONGEST = 366 * _UNITS["d"]
@@ -129,7 +132,8 @@ class Settings:
                 values[one.name] = one.metadata["read"](text)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
-        problems += [f"{key} is not a setting" for key in sorted(given)]
+        unknown = (key for key in sorted(given) if not key.startswith(TESTS))
+        problems += [f"{key} is not a setting" for key in unknown]
         settings = cls(**values)
         names = asdict(settings.field_names)
         problems += [

@@ -104,8 +104,6 @@ class Ingest:
         before = transaction.progress
         watermark = before.watermark if before else None
         times = work.readings.event_time
-        marks = [int(times.max())] if len(times) else []
-        marks += [] if watermark is None else [watermark]
         ends = [before.last_enqueued] if before else []
         ends += [part.epoch.last_enqueued for part in work.slices]
         return IngestChange(
@@ -113,7 +111,7 @@ class Ingest:
             partials=aggregate(work.readings, self.window),
             rejects=[work.stored(reject) for reject in work.rejects],
             segments=self._write_segments(work) if self.raw_segments else [],
-            watermark=max(marks, default=None),
+            watermark=later(watermark, times),
             last_enqueued=max(ends),
             events=work.events,
             readings=len(work.readings),
@@ -225,6 +223,12 @@ def _outcome(transaction: IngestTransaction, work: _New, change: IngestChange) -
         missing=missing,
         rejects=Counter(reject.reason for reject in change.rejects),
     )
+
+
+def later(watermark: int | None, event_times: I64) -> int | None:
+    """Give the watermark after more readings: it never goes back."""
+    newest = int(event_times.max()) if len(event_times) else None
+    return max((mark for mark in (watermark, newest) if mark is not None), default=None)
 
 
 def _missing(gaps: tuple[ledger.Range, ...]) -> int:

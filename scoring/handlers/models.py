@@ -52,7 +52,7 @@ class TrainFleet:
         Raises
         ------
         NotFound
-            No sensor has windows enough: nothing is published.
+            No sensor can be trained on its windows, with the reason: nothing is published.
         """
         total = len(self.queries.sensors())
         models: list[Model] = []
@@ -67,7 +67,12 @@ class TrainFleet:
         ):
             models.append(one) if isinstance(one, Model) else untrained.append(one)
         if not models:
-            message = f"no sensor of {total} has windows enough before {instants.text(until)}"
+            message = (
+                f"no sensor of {total} can be trained on windows before {instants.text(until)}"
+            )
+            if untrained:
+                first = untrained[0]
+                message += f"; sensor {first.sensor} of device {first.device}: {first.reason}"
             raise NotFound(message)
         return self.shelf.publish(models, features, now), len(models), untrained
 

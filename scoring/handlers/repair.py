@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.aggregates import WindowTable, aggregate
-from scoring.handlers.ingest import Ingest, IngestOutcome, write_segment
+from scoring.handlers.ingest import Ingest, IngestOutcome, later, write_segment
 from scoring.ports import (
     Blobs,
     EventLog,
@@ -120,7 +120,7 @@ class ReplayRejects:
             partials=aggregate(readings, self.ingest.window),
             rejects=[],
             segments=segments,
-            watermark=max(int(readings.event_time.max()), watermark or 0),
+            watermark=later(watermark, readings.event_time),
             last_enqueued=progress.last_enqueued if progress else 0,
             events=0,
             readings=len(readings),

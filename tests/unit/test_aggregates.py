@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoring.aggregates import Key, Partials, aggregate, combine, merge
+from scoring.aggregates import Key, Partials, WindowTable, aggregate, combine, merge
 from scoring.readings import MAX_VALUE, Readings
 
 WINDOW = 10
@@ -68,7 +68,9 @@ def moments(partials: Partials) -> dict[Key, tuple[float, float]]:
 def assert_same(one: Partials, other: Partials) -> None:
     """Equal but for rounding: mean and M2 as if each value moved by 1e-12 of their scale."""
     assert exact(one) == exact(other)
-    others, moves = moments(other), dict(zip(one.keys, 1e-12 * scale(one), strict=True))
+    # Next to zero floats stand a fixed distance apart, whatever the scale.
+    moves = dict(zip(one.keys, 1e-12 * scale(one) + 1e-320, strict=True))
+    others = moments(other)
     counts = dict(zip(one.keys, one.count.tolist(), strict=True))
     for key, (mean, m2) in moments(one).items():
         expected_mean, expected_m2 = others[key]
@@ -255,3 +257,71 @@ def test_rows_of_equal_key_become_one_in_the_order_of_their_first() -> None:
 
     assert combine(repeated).keys == [("b", "s", 0), ("a", "s", 0)]
     assert combine(repeated).count.tolist() == [4, 2]
+
+
+# --- many small sets into one table -----------------------------------------------------------
+
+
+def table_of(pieces: Sequence[Sequence[Row]]) -> WindowTable:
+    table = WindowTable()
+    for piece in pieces:
+        table.add(of(piece))
+    return table
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(rows, max_size=6))
+def test_a_table_holds_what_merging_one_set_after_another_gives(pieces: list[list[Row]]) -> None:
+    table = table_of(pieces)
+    merged = of([])
+    for piece in pieces:
+        merged = merge(merged, of(piece))
+
+    assert len(table) == len(merged)
+    assert_same(table.take(), merged)
+    assert len(table) == 0
+
+
+@settings(deadline=None, max_examples=120)
+@given(st.lists(rows, max_size=4), st.lists(rows, max_size=4), st.integers(-40, 40))
+def test_taking_some_windows_leaves_the_others_in_the_table(
+    before: list[list[Row]], after: list[list[Row]], last_start: int
+) -> None:
+    table = table_of(before)
+    taken = table.take(last_start)
+    assert all(start <= last_start for *_, start in taken.keys)
+    for piece in after:
+        table.add(of(piece))
+
+    whole = of([row for piece in [*before, *after] for row in piece])
+    assert_same(merge(taken, table.take()), whole)
+
+
+def test_what_was_taken_does_not_change_when_the_table_goes_on() -> None:
+    table = table_of([[("d", "s", 0, 1.0)], [("d", "s", 10, 2.0)]])
+    first = table.take(0)
+    before = exact(first)
+    table.add(one_window([9.0, 10.0]))
+
+    assert exact(first) == before
+    assert table.take().keys == [("d", "s", 10), ("d", "s", 0)]
+
+
+@pytest.mark.parametrize("pieces", [10, 1000])
+def test_a_table_does_not_cancel_either(pieces: int) -> None:
+    numbers = np.random.default_rng(7).normal(1e6, 0.01, 1000)
+    table = table_of([[("d", "s", 0, x) for x in part] for part in np.split(numbers, pieces)])
+    fractions = [Fraction(number) for number in numbers.tolist()]
+    mean = sum(fractions) / len(fractions)
+    m2 = float(sum((fraction - mean) ** 2 for fraction in fractions))
+    merged = table.take()
+
+    assert merged.mean[0] == pytest.approx(float(mean), rel=1e-12, abs=0)
+    assert merged.m2[0] == pytest.approx(m2, rel=1e-7, abs=0)
+
+
+def test_windows_can_be_chosen_by_a_mask() -> None:
+    some = of([("d", "s", 0, 1.0), ("d", "s", 10, 2.0)])
+
+    assert some.where(np.array([True, True])) is some
+    assert exact(some.where(np.array([False, True]))) == exact(of([("d", "s", 10, 2.0)]))

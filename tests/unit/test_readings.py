@@ -350,7 +350,7 @@ def test_brackets_commas_and_quotes_inside_strings_separate_nothing() -> None:
     assert [(reject.position, reject.reason) for reject in rejects] == [(1, Reason.NOT_FINITE)]
 
 
-@pytest.mark.parametrize("filling", [rb"\"", b'"', b"[", b"{,", b'"\\', b"\\", b"0,", b"{}\n"])
+@pytest.mark.parametrize("filling", [rb"\"", b'"', b"[", b"{,", b'"\\', b"\\", b"0,"])
 def test_a_million_bytes_of_nonsense_take_no_more_than_reading_them_a_few_times(
     filling: bytes,
 ) -> None:
@@ -465,8 +465,8 @@ bad_elements = st.sampled_from(
         *(element(value=text) for text in ("NaN", "-Infinity", "1e400", "true", '"1"', "null")),
         *(element(device=text) for text in ('""', '"\\u0000"', r'"\ud800"', "9" * 129, "1.5")),
         *(element(ts=text) for text in ('"x"', '"2026-11-22T23:05:00.000001Z"', "1e400")),
-        *(element(sensor=None), element(device=None), element(unit="[" * 2000 + "]" * 2000)),
-        *(element(device='"@"').replace(b"@", b"\xff"), b"{}", b"{]}", b"3", b'{"a" 1}'),
+        *(element(sensor=None), element(device=None), element(unit="[" * DEEP + "]" * DEEP)),
+        *(element(device='"@"').replace(b"@", b"\xff"), b"{}", b'{"a":[,]}', b"3", b'{"a" 1}'),
     ]
 )
 Element = tuple[bytes, Row | None]

@@ -1,0 +1,145 @@
+"""Scoring runs: what state may follow which, and how runs and parts are named."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoring.errors import BadInput, Conflict
+from scoring.runs import (
+    ACTIVE,
+    TERMINAL,
+    Part,
+    RunState,
+    ScoringRun,
+    check_transition,
+    input_prefix,
+    may_follow,
+    missing_parts,
+    parse_prediction_name,
+    part_name,
+    part_of,
+    prediction_prefix,
+    run_id,
+)
+
+RUN = "r20261122T230000Z-1a2b3c"
+PATH = ["claiming", "claimed", "exported", "submitted", "running", "scored", "completed"]
+FORWARD = {*pairwise(PATH), ("submitted", "scored")}
+
+
+@pytest.mark.parametrize(("current", "new"), list(product(RunState, RunState)))
+def test_a_run_goes_forward_step_by_step_or_ends(current: RunState, new: RunState) -> None:
+    ends = current in ACTIVE and new in {RunState.FAILED, RunState.CANCELED}
+    if (current, new) in FORWARD or ends:
+        check_transition(RUN, current, new)
+    else:
+        with pytest.raises(Conflict, match=f"run {RUN} is {current} and cannot become {new}"):
+            check_transition(RUN, current, new)
+
+
+@pytest.mark.parametrize("new", RunState)
+def test_what_a_conditional_update_asks_for_is_what_the_transitions_allow(new: RunState) -> None:
+    before = [state for state in RunState if (state, new) in FORWARD]
+    ends = new in {RunState.FAILED, RunState.CANCELED}
+
+    assert list(may_follow(new)) == (list(ACTIVE) if ends else before)
+
+
+def test_every_state_is_either_active_or_terminal() -> None:
+    assert {state for state in RunState if state.is_terminal} == TERMINAL
+    assert set(ACTIVE) | TERMINAL == set(RunState)
+    assert not set(ACTIVE) & TERMINAL
+    assert {str(state) for state in TERMINAL} == {"completed", "failed", "canceled"}
+
+
+def test_a_run_is_named_by_its_second_and_its_nonce() -> None:
+    assert run_id(datetime(2026, 11, 22, 23, 0, 0, 999999, UTC), "1a2b3c") == RUN
+
+
+def test_names_of_runs_sort_by_time() -> None:
+    moments = [datetime(2026, 2, day, hour, tzinfo=UTC) for day in (1, 10) for hour in (2, 13)]
+
+    assert sorted(run_id(moment, "ffffff") for moment in moments) == [
+        run_id(moment, "ffffff") for moment in moments
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(), st.text(), st.integers(1, 10_000))
+def test_a_sensor_belongs_to_one_of_the_parts(device: str, sensor: str, parts: int) -> None:
+    assert 0 <= part_of(device, sensor, parts) < parts
+
+
+def test_a_sensor_belongs_to_the_same_part_in_every_version() -> None:
+    """Pinned: what is stored was cut by this."""
+    known = [("pump-1", "heat"), ("pump-1", "flow"), ("\u00fcber", "\u00b0C"), ("", "")]
+
+    assert [part_of(*names, 1000) for names in known] == [736, 208, 357, 757]
+
+
+def test_where_the_device_ends_matters_to_the_part() -> None:
+    assert part_of("ab", "c", 10**9) != part_of("a", "bc", 10**9)
+
+
+def test_parts_are_about_equal() -> None:
+    sizes = Counter(part_of(f"device-{i}", f"s{j}", 8) for i in range(1000) for j in range(4))
+
+    assert len(sizes) == 8
+    assert max(sizes.values()) < 1.25 * min(sizes.values())
+
+
+def test_attempts_to_export_a_run_never_share_files() -> None:
+    assert input_prefix(RUN, "a") == f"runs/{RUN}/input/a/"
+    assert not input_prefix(RUN, "ab").startswith(input_prefix(RUN, "a"))
+    assert not prediction_prefix(RUN + "0").startswith(prediction_prefix(RUN))
+
+
+def test_a_run_knows_where_its_files_are() -> None:
+    run = ScoringRun(1, RUN, RunState.EXPORTED, "manual", "v1", 0, 0, export="e5")
+
+    assert run.input_prefix == f"runs/{RUN}/input/e5/"
+    assert run.prediction_prefix == f"predictions/{RUN}/"
+
+
+@pytest.mark.parametrize("part", [0, 42, 99_999, 100_000, 12_345_678])
+def test_a_prediction_part_is_found_by_its_name_alone(part: int) -> None:
+    assert parse_prediction_name(prediction_prefix(RUN) + part_name(part)) == (RUN, part)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["", "predictions", f"predictions/{RUN}", f"predictions/{RUN}/"],
+        *["predictions//part-00000.parquet", f"predictions/{RUN}/x/part-00000.parquet"],
+        *[f"/predictions/{RUN}/part-00000.parquet", f"runs/{RUN}/part-00000.parquet"],
+        *[f"predictions/{RUN}/part-0.parquet", f"predictions/{RUN}/part-000000.parquet"],
+        *[f"predictions/{RUN}/part-.parquet", f"predictions/{RUN}/part--0001.parquet"],
+        *[f"predictions/{RUN}/part-00000.parquet.tmp", f"predictions/{RUN}/Part-00000.parquet"],
+        *[
+            f"predictions/{RUN}/part-0000\u0661.parquet",
+            f"predictions/{RUN}/part-0000\u00b2.parquet",
+        ],
+        *[f"predictions/{RUN}/00000", f"predictions/{RUN}/_SUCCESS"],
+    ],
+)
+def test_no_other_name_is_taken_for_a_prediction_part(name: str) -> None:
+    with pytest.raises(BadInput, match="is not the name of a prediction part"):
+        parse_prediction_name(name)
+
+
+def test_a_run_is_complete_when_every_part_has_as_many_predictions_as_windows() -> None:
+    assert missing_parts([Part(0, 10), Part(7, 3)], {0: 10, 7: 3}) == []
+    assert missing_parts([], {}) == []
+
+
+def test_what_is_missing_is_told_part_by_part() -> None:
+    problems = missing_parts([Part(0, 10), Part(1, 3), Part(2, 5)], {0: 9, 2: 5})
+
+    assert problems == [
+        "part-00000.parquet: 9 predictions for 10 windows",
+        "part-00001.parquet: no predictions",
+    ]
