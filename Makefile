@@ -20,7 +20,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(PY) -m pip install --quiet --group bench
-	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	for script in benchmarks/[a-z]*.py; do echo "== $$script"; PYTHONPATH=. $(PY) $$script || exit 1; done
 
 # The pinned versions of everything, for every supported Python.
 lock:

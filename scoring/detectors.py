@@ -63,8 +63,9 @@ class Shape:
     Attributes
     ----------
     kernel
-        Of a one-class SVM: rbf, rbf_wide, linear, poly or sigmoid; else empty. ``rbf_wide`` is rbf
-        where |x - s|^2 may not be expanded, because the expansion would cancel.
+        Of a one-class SVM: rbf, linear, poly or sigmoid; else empty. ``rbf_wide`` is rbf where
+        |z - s|^2 may not be expanded, because the expansion would cancel. ``_exact`` after any of
+        them is for a model whose decisions are all but cancelled: libsvm's own sum, slow.
     units
         Support vectors with padding; nodes of a forest; 0 for an elliptic envelope.
     trees
@@ -137,6 +138,10 @@ def _decide_svm(shape: Shape, numbers: Array, z: Array) -> Array:
     gamma, coef0, degree, intercept = (numbers[:, i, None, None] for i in range(4))
     vectors = numbers[:, 4 : 4 + f * units].reshape(-1, f, units)
     dual = numbers[:, 4 + f * units :, None]
+    if shape.kernel.endswith("_exact"):
+        decisions = np.zeros((len(z), z.shape[2]))
+        _settle(shape, numbers, z, decisions, np.inf)
+        return decisions
     match shape.kernel:
         case "rbf":
             kernel = _rbf(vectors, gamma, z)
@@ -196,7 +201,7 @@ def _rbf_wide(vectors: Array, gamma: Array, z: Array) -> Array:
     return np.exp(exponent, out=exponent)
 
 
-def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array, limit: Array) -> None:
+def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array, limit: Array | float) -> None:
     """Replace decisions that are all but 0 by libsvm's own, digit by digit."""
     close = np.abs(decisions) <= limit
     if not close.any():
@@ -212,7 +217,7 @@ def _unpack(shape: Shape, numbers: Array) -> Svm:
     vectors = numbers[4 : 4 + f * units].reshape(f, units).T
     dual = numbers[4 + f * units :]
     real = int(np.count_nonzero(dual))
-    kernel = shape.kernel.removesuffix("_wide")
+    kernel = shape.kernel.partition("_")[0]
     return Svm(kernel, gamma, coef0, int(degree), intercept, vectors[:real], dual[:real])
 
 

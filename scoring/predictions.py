@@ -4,7 +4,6 @@ import io
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -87,7 +86,7 @@ def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Tabl
         Not Parquet, a missing column, another type, or a null in a column that has none.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         message = f"{name} is not a readable Parquet file: {error}"
         raise InvalidPart(message) from error
@@ -136,11 +135,3 @@ def summarise(predictions: pa.Table) -> PartSummary:
     anomalies = pc.sum(predictions["is_anomaly"]).as_py() or 0
     rows = predictions.num_rows
     return PartSummary(rows, scored, anomalies, rows - scored)
-
-
-def feature_matrix(part: pa.Table, features: tuple[str, ...]) -> np.ndarray:
-    """Give the named features of an input part as float64, shape (rows, features)."""
-    matrix = np.empty((part.num_rows, len(features)))
-    for column, feature in enumerate(features):
-        matrix[:, column] = part[feature].to_numpy()
-    return matrix

@@ -30,7 +30,8 @@ class Work:
     Attributes
     ----------
     rows
-        Positions in the part: a model's rows together, models in the order of the fleet's file.
+        Positions in the part: a model's rows together, models in the order of the fleet's file. A
+        slice where they are consecutive: a view then, and no copy.
     x
         Their features, shape (features, rows); 0 in rows that are not valid.
     valid
@@ -39,7 +40,7 @@ class Work:
         The models that have rows, and where in `rows` theirs begin, and how many they are.
     """
 
-    rows: Indices
+    rows: Indices | slice
     x: Array
     valid: Flags
     models: Indices
@@ -54,17 +55,25 @@ def gather(fleet: Fleet, part: pa.Table) -> Work:
     order = order[np.searchsorted(models[order], 0) :]
     models, first, length = models[order], first[order], length[order]
     ends = np.cumsum(length)
-    rows = np.repeat(first - (ends - length), length) + np.arange(ends[-1] if len(ends) else 0)
-    where = as_slice(rows)
-    x = np.empty((len(fleet.features), len(rows)))
+    total = int(length.sum())
+    rows = _rows(first - (ends - length), length, total)
+    x = np.empty((len(fleet.features), total))
     for column, feature in zip(x, fleet.features, strict=True):
-        column[:] = numbers(whole(part[feature]))[where]
+        column[:] = numbers(whole(part[feature]))[rows]
     valid: Flags = np.logical_and.reduce(np.isfinite(x), axis=0)
     # Rows that cannot be scored are decided too, and not looked at: cheaper than to cut them out.
-    x[:, ~valid] = 0.0
+    if not valid.all():
+        x[:, ~valid] = 0.0
     heads = np.flatnonzero(np.diff(models, prepend=-1))
     start = (ends - length)[heads]
-    return Work(rows, x, valid, models[heads], start, np.diff(start, append=len(rows)))
+    return Work(rows, x, valid, models[heads], start, np.diff(start, append=total))
+
+
+def _rows(shift: Indices, length: Indices, total: int) -> Indices | slice:
+    """Positions of rows in runs that are each moved by so much."""
+    if total and (shift == shift[0]).all():
+        return slice(int(shift[0]), int(shift[0]) + total)
+    return np.repeat(shift, length) + np.arange(total)
 
 
 def _runs(fleet: Fleet, part: pa.Table) -> tuple[Indices, Indices, Indices]:
@@ -78,11 +87,27 @@ def _runs(fleet: Fleet, part: pa.Table) -> tuple[Indices, Indices, Indices]:
     return models, first, np.diff(first, append=part.num_rows)
 
 
-def as_slice(indices: Indices) -> slice | Indices:
-    """Give indices as a slice where they are consecutive: a view then, and no copy."""
-    if len(indices) and (np.diff(indices) == 1).all():
-        return slice(int(indices[0]), int(indices[-1]) + 1)
-    return indices
+def stretch(work: Work, models: Indices, rows: Indices) -> Indices | slice:
+    """Say where rows of models stand in `Work`, one model's after the other's.
+
+    Parameters
+    ----------
+    models
+        Places in ``work.models``, ascending.
+    rows
+        Which of their rows, counted from 0; the last one again where a model has no more.
+
+    Returns
+    -------
+    slice or Indices
+        A slice where the rows of all models follow each other.
+    """
+    start, last = work.start[models], work.count[models] - 1
+    if (last >= rows[-1]).all() and (np.diff(start) == len(rows)).all():
+        first = int(start[0] + rows[0])
+        return slice(first, first + len(models) * len(rows))
+    where: Indices = start[:, None] + np.minimum(rows, last[:, None])
+    return where.ravel()
 
 
 def blocks(count: Indices, shape: Shape) -> Iterator[tuple[Indices, Indices]]:
@@ -100,10 +125,12 @@ def blocks(count: Indices, shape: Shape) -> Iterator[tuple[Indices, Indices]]:
         one for models with fewer rows than others of the block.
     """
     padded = _round_up(count)
+    # A kernel value for every support vector, a node for every tree.
+    width = max(shape.trees or shape.units, 1)
     for most in np.unique(padded).tolist():
         chosen = np.flatnonzero(padded == most)
-        step = min(most, _ROWS)
-        at_once = max(1, _BLOCK // (step * max(shape.units, 1)))
+        step = min(most, _ROWS, max(1, _BLOCK // width))
+        at_once = max(1, _BLOCK // (step * width))
         for i in range(0, len(chosen), at_once):
             for j in range(0, most, step):
                 yield chosen[i : i + at_once], np.arange(j, min(j + step, most))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from scoring.detectors import Array, Flags, Kind, anomaly_scores, decide, is_anomaly
 from scoring.fleet.columns import choose, pack
 from scoring.fleet.file import Fleet, Group
-from scoring.fleet.gathering import Indices, Work, as_slice, blocks, gather
+from scoring.fleet.gathering import Indices, Work, blocks, gather, stretch
 from scoring.fleet.payloads import decide_payload
 from scoring.predictions import PREDICTION_SCHEMA, Status
 
@@ -58,7 +58,7 @@ def score_part(fleet: Fleet, part: pa.Table) -> pa.Table:
         (Status.NO_MODEL, "the fleet has no model of this sensor"),
         (Status.INVALID_FEATURES, "a feature is not a finite number"),
     ]
-    rows = len(work.rows)
+    rows = len(work.valid)
     outcome = _Outcome(
         np.zeros(rows), np.zeros(rows, dtype=bool), np.zeros(rows, dtype=np.int32), reasons
     )
@@ -107,22 +107,15 @@ def _score_group(group: Group, work: Work, outcome: _Outcome) -> None:
 def _score_block(
     group: Group, models: Indices, rows: Indices, work: Work, outcome: _Outcome
 ) -> None:
-    """Decide a block of equal models.
-
-    Parameters
-    ----------
-    models
-        Places in ``work.models``, shape (models,).
-    rows
-        Which of their rows, counted from 0; the last one again where a model has no more.
-    """
-    parameters = group.parameters[as_slice(work.models[models] - group.start)]
-    where = work.start[models, None] + np.minimum(rows, work.count[models, None] - 1)
-    flat = as_slice(where.ravel())
-    x = work.x[:, flat].reshape(len(work.x), *where.shape).swapaxes(0, 1)
+    """Decide a block of equal models; parameters as of `stretch`."""
+    local = work.models[models] - group.start
+    follow = local[-1] - local[0] == len(local) - 1
+    parameters = group.parameters[slice(local[0], local[-1] + 1) if follow else local]
+    where = stretch(work, models, rows)
+    x = work.x[:, where].reshape(-1, len(models), len(rows)).swapaxes(0, 1)
     decisions = decide(group.shape, parameters, x).ravel()
-    outcome.decision[flat] = decisions
-    outcome.anomaly[flat] = is_anomaly(group.shape.kind, decisions)
+    outcome.decision[where] = decisions
+    outcome.anomaly[where] = is_anomaly(group.shape.kind, decisions)
 
 
 def _score_alone(
@@ -155,10 +148,12 @@ def _in_order(work: Work, found: _Outcome, rows: int) -> _Outcome:
     broken = (found.reason == _SCORED) & ~np.isfinite(found.decision)
     if broken.any():
         found.fail(np.flatnonzero(broken), "the model's decision is not a finite number")
+    if isinstance(work.rows, slice) and work.rows == slice(0, rows):
+        return found
     reason = np.full(rows, _WITHOUT_MODEL, dtype=np.int32)
     decision, anomaly = np.zeros(rows), np.zeros(rows, dtype=bool)
-    where = as_slice(work.rows)
-    reason[where], decision[where], anomaly[where] = found.reason, found.decision, found.anomaly
+    reason[work.rows], decision[work.rows] = found.reason, found.decision
+    anomaly[work.rows] = found.anomaly
     return _Outcome(decision, anomaly, reason, found.reasons)
 
 

@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import OneClassSVM
 
 from scoring.detectors import Array, Kind, Shape, anomaly_scores, decide, is_anomaly
+from scoring.fleet.adding import prepare
 from scoring.fleet.compiling import Compiled, compile_detector
 from scoring.libsvm import Svm, libsvm_decision
 
@@ -99,6 +100,19 @@ def test_rows_equal_to_support_vectors_get_the_estimators_own_label(kernel: str)
         np.testing.assert_array_equal(is_anomaly(model.shape.kind, decisions), svm.predict(x) < 0)
 
 
+def test_a_training_row_on_a_forests_boundary_itself_is_an_inlier() -> None:
+    detector = IsolationForest(n_estimators=15, contamination=0.2, random_state=0)
+    # The fifth part of 151 rows ends at the 31st: the boundary is that row's own score.
+    for seed in range(10):
+        x = rows(seed, 151)
+        expected = detector.fit(x).decision_function(x)
+        assert (expected == 0).any()
+        model = compiled(detector)
+        decisions = decide_rows(model, x)
+        np.testing.assert_array_equal(decisions == 0, expected == 0)
+        np.testing.assert_array_equal(is_anomaly(model.shape.kind, decisions), expected < 0)
+
+
 def test_a_decision_of_exactly_0_is_an_anomaly_to_a_one_class_svm_only() -> None:
     zero = np.zeros(1)
     assert is_anomaly(Kind.ONE_CLASS_SVM, zero).tolist() == [True]
@@ -134,6 +148,15 @@ def test_an_offset_far_from_0_does_not_cost_digits() -> None:
     model = compiled(svm)
     assert model.shape.kernel == "rbf_wide"
     np.testing.assert_allclose(decide_rows(model, x), svm.decision_function(x), rtol=0, atol=1e-10)
+
+
+def test_decisions_that_all_but_cancel_are_added_up_as_libsvm_does() -> None:
+    # One feature, centred: the sum of the vectors is 0 but for rounding, and so is every decision.
+    x = np.random.default_rng(8).normal(size=(20, 1)).round(1)
+    detector = make_pipeline(StandardScaler(), OneClassSVM(kernel="linear", nu=0.2)).fit(x)
+    model = prepare(detector, 1)
+    assert model.shape.kernel == "linear_exact"
+    np.testing.assert_array_equal(decide_rows(model, x), detector.decision_function(x))
 
 
 def test_other_kinds_have_no_numbers() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from scoring.fleet.compiling import Compiled
 from scoring.predictions import INPUT_SCHEMA, PREDICTION_SCHEMA, read_predictions, write_table
 
 FEATURES = ("mean", "std", "last")
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 22, 23, 0, tzinfo=UTC)
 
 
@@ -282,7 +284,7 @@ assert result["status"].combine_chunks().dictionary[0].as_py() == "scored"
 print(sorted({{"sklearn", "scipy", "skops", "pandas"}} & set(sys.modules)))
 """
     done = subprocess.run(  # noqa: S603 - this very program
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
@@ -415,7 +417,7 @@ def forge(folder: Path) -> None:
     damage_manifest(folder, sha256=digest, size=len(data), version="f" + digest[:12])
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], Any]] = {
     "manifest.json is missing": lambda f: (f / "manifest.json").unlink(),
     "is not JSON": lambda f: (f / "manifest.json").write_text("{"),
     "has format None": lambda f: (f / "manifest.json").write_text("[]"),

@@ -37,7 +37,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import OneClassSVM
 
 from scoring.errors import BadInput, ModelRefused
-from scoring.fleet import Fleet, Imported, Refused, import_models, score_part, write_fleet
+from scoring.fleet import Fleet, Imported, Model, Refused, import_models, score_part, write_fleet
 from scoring.fleet.adding import prepare
 from scoring.fleet.importing import read_model
 from scoring.fleet.payloads import decide_payload
@@ -45,9 +45,10 @@ from scoring.fleet.pickles import read_pickle
 from scoring.fleet.predicting import decide_model
 from scoring.predictions import INPUT_SCHEMA
 
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 X = np.random.default_rng(1).normal(size=(60, 2)) * [1.0, 5.0] + [30.0, 0.0]
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"
 
 SVM = make_pipeline(StandardScaler(), OneClassSVM(nu=0.1, gamma=0.1)).fit(X)
 KNOWN = {
@@ -60,6 +61,13 @@ KNOWN = {
         IsolationForest(n_estimators=8, contamination=0.1, random_state=np.random.RandomState(1)),
     ).fit(X),
 }
+
+
+def taken(folder: Path, features: int = 2, **options: Any) -> list[Model]:
+    """Import a folder of which nothing may be refused."""
+    found = list(import_models(folder, features, **options))
+    assert [one for one in found if isinstance(one, Refused)] == []
+    return [one.model for one in found if isinstance(one, Imported)]
 
 
 def joblib_bytes(model: Any, **options: Any) -> Any:
@@ -86,11 +94,9 @@ def test_a_known_kind_scores_as_its_estimator_however_it_was_saved(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "model_d_s").write_bytes(WAYS[way](KNOWN[kind]))
-    (imported,) = import_models(tmp_path / "in", 2)
-    assert isinstance(imported, Imported), imported
-    write_fleet([imported.model], ("mean", "std"), tmp_path / "f", NOW)
+    write_fleet(taken(tmp_path / "in"), ("mean", "std"), tmp_path / "f", NOW)
     fleet = Fleet.open(tmp_path / "f")
-    assert fleet.find("d", "s").kind != "skops"
+    assert [str(group.shape.kind) for group in fleet.groups] != ["skops"]
     x = np.concatenate([X, X * 1.3])
     decisions, labels = decide_model(fleet, 0, x)
     expected = KNOWN[kind].decision_function(x)
@@ -115,9 +121,7 @@ def test_another_kind_rides_along_as_the_skops_file_that_it_came_in(
     assert (compiled.payload, source) == (data, "skops file")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "model_d_s.skops").write_bytes(data)
-    write_fleet(
-        (i.model for i in import_models(tmp_path / "in", 2)), ("mean", "std"), tmp_path, NOW
-    )
+    write_fleet(taken(tmp_path / "in"), ("mean", "std"), tmp_path, NOW)
     decisions, labels = decide_model(Fleet.open(tmp_path), 0, X)
     np.testing.assert_array_equal(decisions, model.decision_function(X))
     np.testing.assert_array_equal(labels, model.predict(X) == -1)
@@ -141,14 +145,14 @@ def outcome(folder: Path, features: Any = 2, **options: Any) -> Any:
 def test_device_and_sensor_come_from_the_files_name(tmp_path: Path) -> None:
     for name in ("model_1_2", "model_pump 7_flow_in.joblib", "model_a.b_c.pkl"):
         joblib.dump(SVM, tmp_path / name)
-    found = {(i.model.device, i.model.sensor) for i in import_models(tmp_path, 2)}
+    found = {(model.device, model.sensor) for model in taken(tmp_path)}
     assert found == {("1", "2"), ("pump 7", "flow_in"), ("a.b", "c")}
 
 
 def test_another_pattern_can_be_given(tmp_path: Path) -> None:
     joblib.dump(SVM, tmp_path / "flow@pump.pkl")
-    (found,) = import_models(tmp_path, 2, pattern="{sensor}@{device}")
-    assert (found.model.device, found.model.sensor) == ("pump", "flow")
+    (model,) = taken(tmp_path, pattern="{sensor}@{device}")
+    assert (model.device, model.sensor) == ("pump", "flow")
 
 
 @pytest.mark.parametrize("pattern", ["model", "{device}", "{device}{sensor}", "{device}_{device}"])
@@ -328,6 +332,12 @@ def test_a_file_that_unpacks_to_too_much_is_refused_quickly(
     monkeypatch.setattr("scoring.fleet.compressed.MAX_UNPACKED", 2**20)
     with pytest.raises(ModelRefused, match="decompresses to more than"):
         read_pickle(pack(b"\x80\x03" + bytes(2**24)))
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_file_without_its_checksum_is_refused(pack: Any) -> None:
+    with pytest.raises(ModelRefused, match=r"truncated|decompressed"):
+        read_pickle(pack(pickle.dumps(SVM))[:-4])
 
 
 def test_a_pickle_of_too_many_instructions_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,11 +521,9 @@ DECISIONS_OF_2018 = [
 
 
 @pytest.fixture(scope="module")
-def seed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def seed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     folder = tmp_path_factory.mktemp("seed")
-    found = list(import_models(DATA / "seed_models", 1))
-    assert [one for one in found if isinstance(one, Refused)] == []
-    write_fleet([one.model for one in found], ("mean",), folder, NOW)
+    write_fleet(taken(DATA / "seed_models", 1), ("mean",), folder, NOW)
     return Fleet.open(folder)
 
 
@@ -539,6 +547,7 @@ def score_values(fleet: Fleet, entries: Any) -> Any:
 def test_the_models_of_2018_decide_as_in_2018(seed_fleet: Fleet) -> None:
     assert len(seed_fleet) == 15
     info = seed_fleet.find("1", "1")
+    assert info is not None
     assert info.source == "pickle of scikit-learn 0.19.2 model_1_1"
     assert info.hyper_parameters["nu"] == 0.0001
     result = score_values(seed_fleet, [entry[:3] for entry in DECISIONS_OF_2018]).to_pylist()
@@ -581,14 +590,14 @@ found = list(import_models(pathlib.Path({str(DATA / "seed_models")!r}), 1))
 print(len(found), all(isinstance(one, Imported) for one in found), "sklearn" in sys.modules)
 """
     done = subprocess.run(  # noqa: S603 - this very program
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "15 True False\n"
 
 
-def test_the_table_of_hostile_pickles_would_do_harm_elsewhere() -> Any:
+def test_the_table_of_hostile_pickles_would_do_harm_elsewhere() -> None:
     """The test above could not fail if these pickles were harmless."""
-    calls = collections.Counter()
+    calls: collections.Counter[tuple[str, str]] = collections.Counter()
 
     class Loader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
