@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, BinaryIO
 
 from scoring import instants
 from scoring.adapters.blobs import storage_errors
@@ -179,12 +179,7 @@ class SimulatedDemo:
             repaired = self._app.repair_gaps()
             self._stages.count("repair", repaired.events)
         version = self._fleet(now)
-        with self._stages.timed("score", "windows"):
-            run = self._app.submit("demo", version, now, nonce())
-            if run:
-                self._stages.count(
-                    "score", _see_through(self._app, run, now, self._stages.progress)
-                )
+        _score_pending(self._app, version, now, self._stages)
 
     def _fleet(self, now: datetime) -> str:
         try:
@@ -266,11 +261,17 @@ def demo_of_files(
     if not version:
         message = f"no model of {models} could be imported: {refused[0].reason if refused else ''}"
         raise NotFound(message)
-    with stages.timed("score", "windows"):
-        for run in [*app.submit.store.active_runs(), app.submit("demo", version, now, nonce())]:
-            if run:
-                stages.count("score", _see_through(app, run, now, progress))
+    _score_pending(app, version, now, stages)
     return _report(app, stages, outcome, now, refused=refused)
+
+
+def _score_pending(app: App, version: str, now: datetime, stages: _Stages) -> None:
+    """Bring runs to their end that a kill left, then submit one and see it through."""
+    with stages.timed("score", "windows"):
+        for run in app.submit.store.active_runs():
+            stages.count("score", _see_through(app, run, now, stages.progress))
+        if new := app.submit("demo", version, now, nonce()):
+            stages.count("score", _see_through(app, new, now, stages.progress))
 
 
 def _see_through(app: App, run: ScoringRun, now: datetime, progress: Progress) -> int:
@@ -346,19 +347,19 @@ def demo_folder(folder: Path, plan: dict[str, Any], *, fresh: bool) -> Iterator[
 def _settle_plan(folder: Path, plan: dict[str, Any], *, fresh: bool) -> None:
     """Note whose data the folder has; refuse that of another plan."""
     marker = folder / "demo.json"
-    wanted = json.dumps(plan, indent=2, sort_keys=True, default=str)
+    wanted = json.dumps(plan, indent=2, sort_keys=True, default=str).encode()
     if fresh and marker.exists():
         _empty(folder)
     if marker.exists():
-        if marker.read_text() != wanted:
+        if marker.read_bytes() != wanted:
             message = f"{folder} has the data of a demo with other options: --fresh begins anew"
             raise Conflict(message)
         return
     if (folder / "store.db").exists():
         message = f"{folder} has data that is not a demo's: choose another --data"
         raise Conflict(message)
-    with storage_errors(marker):
-        marker.write_text(wanted)
+    with _placed(marker) as file:
+        file.write(wanted)
 
 
 def _empty(folder: Path) -> None:
@@ -367,8 +368,23 @@ def _empty(folder: Path) -> None:
         for path in folder.glob("store.db*"):
             path.unlink()
         for name in ("blobs", "work", "events"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
         (folder / "demo.json").unlink()
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is put in place when it is whole; nothing is left of one that fails."""
+    writing = path.with_name(f"{path.name}.writing")
+    with storage_errors(path):
+        try:
+            with writing.open("wb") as file:
+                yield file
+            writing.replace(path)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
 
 
 def plan_of(simulation: SimulationSettings, runs: int, window: str | None) -> dict[str, Any]:
@@ -387,14 +403,13 @@ def write_simulation(simulation: SimulationSettings, folder: Path, progress: Pro
     events = 0
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        writing = folder / "events.ndjson.writing"
-        with writing.open("wb") as file:
-            for chunk in simulate(simulation):
-                # A damaged body may hold anything but a line's end.
-                file.writelines(body + b"\n" for body in chunk.bodies)
-                events += len(chunk)
-                progress("simulate", chunk.index + 1, simulation.chunks)
-        writing.replace(folder / "events.ndjson")
-        truth = [asdict(anomaly) for anomaly in ground_truth(simulation)]
-        (folder / "anomalies.json").write_text(json.dumps(truth, indent=2))
+    with _placed(folder / "events.ndjson") as file:
+        for chunk in simulate(simulation):
+            # A damaged body may hold anything but a line's end.
+            file.writelines(body + b"\n" for body in chunk.bodies)
+            events += len(chunk)
+            progress("simulate", chunk.index + 1, simulation.chunks)
+    truth = [asdict(anomaly) for anomaly in ground_truth(simulation)]
+    with _placed(folder / "anomalies.json") as file:
+        file.write(json.dumps(truth, indent=2).encode())
     return events

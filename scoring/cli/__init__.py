@@ -46,9 +46,11 @@ def _run() -> None:
     try:
         app()
     except SystemExit as end:
-        # Typer makes this of a KeyboardInterrupt, and says nothing.
+        # Typer makes these of a KeyboardInterrupt, and of a pipe that nobody reads.
         if end.code == INTERRUPTED:
             raise KeyboardInterrupt from end
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from end
         raise
     finally:
         sys.stdout.flush()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scoring.fleet import FleetReport
 
 
-
 def _check_features(text: str) -> str:
     from scoring.predictions import FEATURES
 
@@ -46,9 +45,7 @@ def _check_gamma(text: str) -> str:
 
 Features = Annotated[
     str,
-    typer.Option(
-        help="Comma-separated, of mean,std,min,max,last,count.", callback=_check_features
-    ),
+    typer.Option(help="Comma-separated, of mean,std,min,max,last,count.", callback=_check_features),
 ]
 Version = Annotated[str | None, typer.Option(help="Fleet version [default: current].")]
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -117,13 +117,22 @@ def show_json(value: object) -> None:
 
 def plain(row: Any) -> dict[str, Any]:
     """Make a dataclass a dict that JSON can hold; instants become ISO 8601."""
-    values = asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row)
+    # Not by `asdict`: it makes a Counter count its own items.
+    values = (
+        {field.name: getattr(row, field.name) for field in fields(row)}
+        if is_dataclass(row)
+        else row
+    )
     return {name: _plain(name, value) for name, value in values.items()}
 
 
 def _plain(name: str, value: Any) -> Any:
     if name in _INSTANTS and isinstance(value, int):
         return stamp(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if is_dataclass(value):
+        return plain(value)
     if isinstance(value, dict):
         return {key: _plain(key, inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
