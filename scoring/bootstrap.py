@@ -17,6 +17,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
+from scoring.errors import ScoringError
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
@@ -64,7 +65,11 @@ class App:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         database = Database.file(self.folder / "store.db")
-        migrate(database)
+        try:
+            migrate(database)
+        except ScoringError:
+            database.close()
+            raise
         return database
 
     @cached_property
