@@ -1,25 +1,67 @@
-"""A migrated database of every engine."""
+"""A database of every engine, empty or migrated."""
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.facts import CLAIMS
 from scoring.adapters.sql.migrations import migrate
-from tests.adapters.stores import ENGINES
+from scoring.adapters.sql.schema import facts, metadata
+from tests.servers import PostgreSql, postgresql, postgresql_programs
+
+ENGINES = ("sqlite", "postgresql")
+
+_numbers = count()
 
 
-@pytest.fixture(params=sorted(ENGINES))
-def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """Open a database without a table."""
-    database = ENGINES[request.param](tmp_path)
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSql]:
+    """Run a server for all tests of this process."""
+    if postgresql_programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql_server: PostgreSql) -> Iterator[Database]:
+    """Open one migrated database for all tests: making one for each would take minutes."""
+    postgresql_server.execute("CREATE DATABASE migrated")
+    database = Database(postgresql_server.url("migrated"))
+    migrate(database)
     yield database
     database.close()
 
 
-@pytest.fixture
-def database(empty_database: Database) -> Database:
+@pytest.fixture(params=ENGINES)
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Open a database without a table."""
+    if request.param == "sqlite":
+        database = Database.file(tmp_path / "store.db")
+    else:
+        server: PostgreSql = request.getfixturevalue("postgresql_server")
+        name = f"empty{next(_numbers)}"
+        server.execute(f"CREATE DATABASE {name}")
+        database = Database(server.url(name))
+    yield database
+    database.close()
+
+
+@pytest.fixture(params=ENGINES)
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """Give a database of the newest schema, without a row."""
-    migrate(empty_database)
-    return empty_database
+    if request.param == "sqlite":
+        database = Database.file(tmp_path / "store.db")
+        migrate(database)
+        yield database
+        database.close()
+        return
+    shared: Database = request.getfixturevalue("migrated_postgresql")
+    names = ", ".join(table.name for table in metadata.sorted_tables)
+    with shared.write() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY")
+        connection.execute(facts.insert().values(name=CLAIMS, value=""))
+    yield shared

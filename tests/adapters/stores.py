@@ -1,9 +1,8 @@
 """Stores put up for tests on every engine, and what to fill them with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from scoring import ledger
-from scoring.adapters.sql import database as database_module
+from scoring.adapters.sql import engines
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.runs import SqlRunStore
@@ -23,11 +22,6 @@ from scoring.ports import IngestChange, StoredReject
 from scoring.predictions import PREDICTION_SCHEMA
 from scoring.readings import Partition
 from scoring.runs import Part, RunState, ScoringRun
-
-ENGINES: dict[str, Callable[[Path], Database]] = {
-    "sqlite": lambda folder: Database.file(folder / "store.db"),
-}
-"""How an empty database of each engine comes to be."""
 
 P0 = Partition("hub", "0")
 P1 = Partition("hub", "1")
@@ -42,7 +36,7 @@ NO_PARTIALS = Partials(
 
 def impatient(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
     """Open the same database for a writer that does not wait for anybody."""
-    monkeypatch.setattr(database_module, "BUSY_TIMEOUT", 0)
+    monkeypatch.setattr(engines, "BUSY_TIMEOUT", 0)
     return Database(database.url)
 
 

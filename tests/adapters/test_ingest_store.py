@@ -120,6 +120,8 @@ class TestTransaction:
         assert store.partitions() == {}
 
     def test_writers_of_one_partition_take_turns(self, database: Database) -> None:
+        # The row that they lock; of writers that make it at once, all but one must try again.
+        save(database)
         together, turns = Barrier(4), 10
 
         def count_up() -> None:
@@ -325,6 +327,28 @@ class TestLost:
         assert contents(database) == before
 
     @pytest.mark.usefixtures("gap")
+    def test_losing_a_part_of_what_is_lost_changes_nothing(
+        self, database: Database, store: IngestStore
+    ) -> None:
+        self.lose(store, 1, 9)
+
+        self.lose(store, 3, 5)
+
+        assert gaps_of(database) == [(1, 9, "lost")]
+
+    @pytest.mark.usefixtures("gap")
+    def test_it_waits_for_who_is_at_work_on_the_partition(
+        self, database: Database, store: IngestStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other = impatient(database, monkeypatch)
+
+        with store.transaction(P0), pytest.raises(Transient):
+            self.lose(SqlIngestStore(other), 1, 9)
+        other.close()
+
+        assert gaps_of(database) == [(1, 9, "open")]
+
+    @pytest.mark.usefixtures("gap")
     def test_what_was_lost_and_then_turns_up_is_applied_and_repaired(
         self, database: Database, store: IngestStore
     ) -> None:
@@ -356,6 +380,24 @@ class TestPartitions:
 
         with store.transaction(P0) as transaction:
             assert transaction.progress == PartitionProgress(5, 6, ended=True)
+
+    def test_a_hub_says_how_far_each_partition_was_applied_and_when_that_arrived(
+        self, database: Database, store: IngestStore
+    ) -> None:
+        deliver(database, [5, 6], P0)
+        deliver(database, [3], P1)
+        deliver(database, [1], Partition("hub-2", "0"))
+        deliver(database, [2], Partition("h_b", "0"))
+
+        assert store.applied("hub") == {"0": (6, 6_000_000), "1": (3, 3_000_000)}
+        assert store.applied("hu") == {}
+
+    def test_a_file_is_known_by_what_was_noted_last(self, store: IngestStore) -> None:
+        store.note_file("file-1", 10, "aa")
+        store.note_file("file-2", 10, "bb")
+        store.note_file("file-1", 12, "cc")
+
+        assert store.files() == {"file-1": (12, "cc"), "file-2": (10, "bb")}
 
     def test_the_end_of_a_partition_that_never_spoke_leaves_no_trace(
         self, database: Database, store: IngestStore

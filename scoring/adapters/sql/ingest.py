@@ -10,11 +10,15 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from scoring import ledger
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.schema import epochs, gaps, partitions, rejects, segments
+from scoring.adapters.sql.facts import read_window
+from scoring.adapters.sql.schema import epochs, facts, gaps, partitions, rejects, segments
 from scoring.ledger import Epoch
 from scoring.ports import Gap, IngestChange, RejectKey, StoredReject
 from scoring.readings import Partition
 from scoring.windows import PartitionProgress
+
+_FILE = "file:"
+"""Before the hub of a file in the names of facts."""
 
 GapRow = Row[Any]
 """A row of the table `gaps`."""
@@ -28,6 +32,7 @@ class _Transaction:
     partition: str
     epochs: tuple[Epoch, ...]
     progress: PartitionProgress | None
+    window: int | None
 
     def save(self, change: IngestChange) -> None:
         """Write everything that the batch changes."""
@@ -132,7 +137,8 @@ class SqlIngestStore:
         name = str(partition)
         with self._database.write() as connection:
             progress = _lock(connection, name)
-            yield _Transaction(connection, name, _read_epochs(connection, name), progress)
+            known = _read_epochs(connection, name)
+            yield _Transaction(connection, name, known, progress, read_window(connection))
 
     def end_partition(self, partition: Partition) -> None:
         """Note that nothing will follow."""
@@ -147,12 +153,30 @@ class SqlIngestStore:
         with self._database.read() as connection:
             return {parse_partition(name): last for name, last in connection.execute(statement)}
 
-    def arrival(self, hub: str) -> int | None:
-        """Tell when the hub took its first event that was applied; None if none was."""
+    def applied(self, hub: str) -> dict[str, tuple[int, int]]:
+        """Give a hub's partitions with their high-water marks, and when those were enqueued."""
         mine = epochs.c.partition.startswith(f"{hub}/", autoescape=True)
+        columns = (epochs.c.partition, epochs.c.high_water, epochs.c.last_enqueued)
+        statement = select(*columns).where(mine).order_by(epochs.c.epoch)
         with self._database.read() as connection:
-            first = select(func.min(epochs.c.first_enqueued)).where(mine)
-            return connection.execute(first).scalar()
+            rows = connection.execute(statement).all()
+        return {parse_partition(name).id: (mark, enqueued) for name, mark, enqueued in rows}
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Give size and digest of every file that was ingested, by the hub that stands for it."""
+        statement = select(facts.c.name, facts.c.value).where(facts.c.name.startswith(_FILE))
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+        sizes = {name.removeprefix(_FILE): value.partition(":") for name, value in rows}
+        return {hub: (int(size), digest) for hub, (size, _, digest) in sizes.items()}
+
+    def note_file(self, hub: str, size: int, digest: str) -> None:
+        """Note the size and digest of a file, instead of those noted before."""
+        name, value = _FILE + hub, f"{size}:{digest}"
+        with self._database.write() as connection:
+            change = update(facts).where(facts.c.name == name).values(value=value)
+            if not connection.execute(change).rowcount:
+                connection.execute(insert(facts).values(name=name, value=value))
 
     def gaps(self) -> list[Gap]:
         """Give all gaps on record, in the order of partitions and sequence numbers."""

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.facts import WINDOW, lock_claims, read_window
 from scoring.adapters.sql.ingest import parse_partition
 from scoring.adapters.sql.schema import (
     facts,
@@ -15,6 +16,7 @@ from scoring.adapters.sql.schema import (
     predictions,
     runs,
     segments,
+    sensor_counts,
     window_partials,
 )
 from scoring.aggregates import Partials
@@ -22,8 +24,6 @@ from scoring.errors import Conflict, Misconfigured
 from scoring.ports import Segment
 from scoring.readings import Partition
 from scoring.runs import ACTIVE
-
-_WINDOW = facts.c.name == "window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class SqlRebuildStore:
             _refuse_missing_segments(connection)
             if read_window(connection) != window:
                 connection.execute(delete(predictions))
+                connection.execute(delete(sensor_counts))
                 _write_window(connection, window)
             connection.execute(delete(window_partials))
             yield _Transaction(connection)
@@ -90,7 +91,8 @@ def settle_window(database: Database, window: int | None, default: int) -> int:
         found = read_window(connection)
     if found is None:
         with database.write() as connection:
-            # The write lock is held: of two first starts, one decides.
+            # The lock is held: of two first starts, one decides.
+            lock_claims(connection)
             found = read_window(connection)
             if found is None:
                 found = window or default
@@ -104,14 +106,8 @@ def settle_window(database: Database, window: int | None, default: int) -> int:
     return found
 
 
-def read_window(connection: Connection) -> int | None:
-    """Give the size of the store's windows, microseconds; None for a store that has none yet."""
-    value = connection.execute(select(facts.c.value).where(_WINDOW)).scalar()
-    return None if value is None else int(value)
-
-
 def _write_window(connection: Connection, window: int) -> None:
-    statement = update(facts).where(_WINDOW).values(value=str(window))
+    statement = update(facts).where(WINDOW).values(value=str(window))
     if not connection.execute(statement).rowcount:
         connection.execute(insert(facts).values(name="window", value=str(window)))
 

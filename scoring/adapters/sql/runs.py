@@ -1,5 +1,6 @@
 """Runs, their claims, and the index of their predictions in SQL."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +10,10 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
-from scoring.adapters.sql import bulk
+from scoring.adapters.sql import bulk, counts
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.facts import lock_claims
 from scoring.adapters.sql.schema import (
-    facts,
     partitions,
     predictions,
     run_parts,
@@ -23,7 +24,7 @@ from scoring.aggregates import Partials, combine
 from scoring.errors import NotFound
 from scoring.ports import IndexedPart
 from scoring.predictions import summarise
-from scoring.runs import ACTIVE, Part, RunState, ScoringRun, may_follow
+from scoring.runs import ACTIVE, Part, RequestKey, RunState, ScoringRun, may_follow
 from scoring.windows import PartitionProgress
 
 FETCH = 20_000
@@ -34,6 +35,7 @@ _RUN = tuple(
     for name in (
         *("number", "run_id", "state", "trigger", "fleet_version"),
         *("last_start", "created_at", "export", "cause"),
+        *("first_start", "devices", "rescore", "request_key", "request_digest"),
     )
 )
 
@@ -45,22 +47,19 @@ class SqlRunStore:
         self._database = database
 
     def begin_run(self, run: ScoringRun) -> ScoringRun | None:
-        """Record a new run, give the one that is claiming already, or None with nothing to do."""
+        """Record a new run, or give the one that stands in its place; None with nothing to do."""
         with self._database.write() as connection:
-            _lock_claims(connection)
-            claiming = select(*_RUN).where(runs.c.state == RunState.CLAIMING)
-            if row := connection.execute(claiming).first():
-                return _run(row)
-            if connection.execute(select(1).where(_pending(run)).limit(1)).first() is None:
+            lock_claims(connection)
+            if found := _in_its_place(connection, run):
+                return found
+            if connection.execute(select(1).where(_claimable(run)).limit(1)).first() is None:
                 return None
-            values = {c.name: getattr(run, c.name) for c in _RUN if c.name != "number"}
-            connection.execute(insert(runs).values(values))
+            connection.execute(insert(runs).values(_values(run)))
             return _run(connection.execute(select(*_RUN).where(runs.c.run_id == run.run_id)).one())
 
     def claim(self, run: ScoringRun, limit: int) -> int:
-        """Take about `limit` pending final windows, whole sensors, for the run."""
-        pending = _pending(run)
-        return self._hand_over(pending, run, limit, run.number, RunState.CLAIMING)
+        """Take about `limit` final windows in the run's scope, whole sensors, for it."""
+        return self._hand_over(_claimable(run), run, limit, run.number, RunState.CLAIMING)
 
     def release(self, run: ScoringRun, limit: int) -> int:
         """Give about `limit` of a run's windows back as pending."""
@@ -173,9 +172,12 @@ class SqlRunStore:
                 raise NotFound(message)
             if before.etag == etag:
                 return False
+            counts.lock(connection, rows)
             if before.etag is not None:
                 said = (predictions.c.run_number == run.number) & (predictions.c.part == part)
+                counts.subtract(connection, said)
                 connection.execute(delete(predictions).where(said))
+            counts.replace(connection, run.number, rows)
             bulk.upsert_predictions(connection, rows)
             connection.execute(update(run_parts).where(key).values(values))
         return True
@@ -189,13 +191,52 @@ class SqlRunStore:
 
 
 def _run(row: Row[Any]) -> ScoringRun:
-    return ScoringRun(**row._asdict() | {"state": RunState(row.state)})
+    values = row._asdict() | {"state": RunState(row.state), "devices": read_devices(row.devices)}
+    key, digest = values.pop("request_key"), values.pop("request_digest")
+    return ScoringRun(**values, request=None if key is None else RequestKey(key, digest))
 
 
-def _pending(run: ScoringRun) -> ColumnElement[bool]:
-    """Tell which partials belong to pending windows that are final for the run."""
+def _values(run: ScoringRun) -> dict[str, Any]:
+    """Give the columns of a run that is to be recorded."""
+    key, digest = (run.request.key, run.request.digest) if run.request else (None, None)
+    given = {"devices": json.dumps(run.devices), "request_key": key, "request_digest": digest}
+    names = (column.name for column in _RUN if column.name not in {"number", *given})
+    return {name: getattr(run, name) for name in names} | given
+
+
+def read_devices(text: str) -> tuple[str, ...]:
+    """Read the devices of a run as they are stored."""
+    return tuple(json.loads(text))
+
+
+def _in_its_place(connection: Connection, run: ScoringRun) -> ScoringRun | None:
+    """Give the run that was made for the same request, or else the one that is claiming."""
+    instead = [runs.c.state == RunState.CLAIMING]
+    if run.request:
+        instead.insert(0, runs.c.request_key == run.request.key)
+    for which in instead:
+        if row := connection.execute(select(*_RUN).where(which)).first():
+            return _run(row)
+    return None
+
+
+def _claimable(run: ScoringRun) -> ColumnElement[bool]:
+    """Tell which partials belong to windows that are final for the run, and in its scope.
+
+    A run that scores again takes those of older runs at once: if they became pending first,
+    a crash in between could not tell which of them it had taken already.
+    """
     table = window_partials.c
-    return table.claimed_by.is_(None) & (table.window_start <= run.last_start)
+    which: ColumnElement[bool] = table.window_start <= run.last_start
+    if run.first_start is not None:
+        which &= table.window_start >= run.first_start
+    if run.devices:
+        which &= table.device.in_(run.devices)
+    free: ColumnElement[bool] = table.claimed_by.is_(None)
+    if run.rescore:
+        # Before it is recorded a run has no number, and every other one is older.
+        free |= table.claimed_by < run.number if run.number else table.claimed_by > 0
+    return free & which
 
 
 def _up_to(device: str, sensor: str) -> ColumnElement[bool]:
@@ -213,17 +254,10 @@ def _same_window(left: Any, right: Any) -> ColumnElement[bool]:
     return same
 
 
-def _lock_claims(connection: Connection) -> None:
-    """Let one process at a time begin a run; the lock goes with the transaction."""
-    name = facts.c.name == "claims"
-    if not connection.execute(update(facts).where(name).values(value="locked")).rowcount:
-        connection.execute(insert(facts).values(name="claims", value="locked"))
-
-
 def _is_in(connection: Connection, run: ScoringRun, state: RunState) -> bool:
-    return connection.execute(
-        select(runs.c.state).where(runs.c.number == run.number)
-    ).scalar() == str(state)
+    """Whether the run is in a state, and stays there for this transaction: its row is locked."""
+    mine = (runs.c.number == run.number) & (runs.c.state == state)
+    return connection.execute(update(runs).where(mine).values(state=state)).rowcount == 1
 
 
 def _move(connection: Connection, run: ScoringRun, new: RunState, **values: object) -> bool:

@@ -4,6 +4,8 @@ Instants are epoch microseconds in the code. `Instant` is what an engine makes o
 in SQLite, a timestamp without zone, in UTC, elsewhere.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -16,6 +18,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     text,
 )
 
@@ -116,6 +119,7 @@ rejects = Table(
     Column("body", LargeBinary, nullable=False),
     Column("connection_device_id", _NAME),
     Column("replayed", Boolean, nullable=False),
+    Index("ix_rejects_reason", "reason", "partition", "epoch", "sequence_number", "position"),
     comment="Elements of events that could not be read, with their bytes",
 )
 
@@ -144,7 +148,20 @@ runs = Table(
     Column("ended_at", Instant),
     Column("export", String(32), nullable=False),
     Column("cause", String(2000), nullable=False),
+    # What the run was asked for: `last_start` and these say which windows it may take.
+    Column("first_start", Instant),
+    Column("devices", Text, nullable=False),
+    Column("rescore", Boolean, nullable=False),
+    Column("request_key", String(255)),
+    Column("request_digest", String(64)),
     Index("ix_runs_state", "state"),
+    Index(
+        "ix_runs_request_key",
+        "request_key",
+        unique=True,
+        # One null is like another to SQL Server.
+        mssql_where=text("request_key IS NOT NULL"),
+    ),
     comment="Scoring runs, numbered in the order of their claims",
 )
 
@@ -174,15 +191,41 @@ predictions = Table(
     Column("is_anomaly", Boolean),
     Column("status", String(20), nullable=False),
     Column("reason", String(400)),
-    Index(
-        "ix_predictions_anomalies",
-        "window_start",
-        "device",
-        "sensor",
-        sqlite_where=text("is_anomaly"),
-        postgresql_where=text("is_anomaly"),
-        mssql_where=text("is_anomaly = 1"),
-    ),
+    # What a run says of each sensor, and what a part said before it is replaced.
+    Index("ix_predictions_run", "run_number", "device", "sensor"),
     sqlite_with_rowid=False,
     comment="What is known of each scored window: the word of the newest run",
+)
+
+
+def _index_anomalies(name: str, *columns: Any) -> None:
+    """Index the anomalies alone, a small part of all predictions."""
+    Index(
+        f"ix_predictions_{name}",
+        *columns,
+        sqlite_where=text("is_anomaly = 1"),
+        postgresql_where=text("is_anomaly"),
+        mssql_where=text("is_anomaly = 1"),
+    )
+
+
+# Their lists, newest window first: an index for each way to choose among them.
+_said, _newest = predictions.c, predictions.c.window_start.desc()
+_index_anomalies("anomalies", _newest, _said.device, _said.sensor)
+_index_anomalies("device", _said.device, _newest, _said.sensor)
+_index_anomalies("sensor", _said.sensor, _newest, _said.device)
+# SQLite reads the row to see what the index says already, if the label is not in it.
+_of_run = (_said.run_number, _newest, _said.device, _said.sensor, _said.is_anomaly)
+_index_anomalies("run_anomalies", *_of_run)
+
+sensor_counts = Table(
+    "sensor_counts",
+    metadata,
+    Column("device", _NAME, primary_key=True),
+    Column("sensor", _NAME, primary_key=True),
+    Column("scored", BigInteger, nullable=False),
+    Column("anomalies", BigInteger, nullable=False),
+    Column("not_scored", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="Predictions counted by sensor, in the transaction that writes them",
 )

@@ -1,34 +1,42 @@
 """Rows in sets: the statements whose speed decides, each in its engine's quickest form.
 
-SQLite takes ``executemany`` of a native upsert; SQLAlchemy writes the text once, and the rows go
-to the driver as they are, since 1,000 rows through its parameter handling cost more than SQLite.
+SQLite takes ``executemany`` of a native upsert. PostgreSQL and SQL Server take all rows of a
+statement in one JSON parameter: one round trip, whatever their number.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, case, func, null
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.sqlite import Insert
-from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlalchemy import ColumnElement, Connection, Double, Table, case, cast, null
 
 from scoring.adapters.sql import schema
+from scoring.adapters.sql.bulk import mssql, postgresql, sqlite
+from scoring.adapters.sql.bulk.upsert import Row, Upsert
 from scoring.aggregates import Partials
 
-Row = Sequence[Any]
+__all__ = [
+    "MERGE",
+    "PREDICT",
+    "Row",
+    "Upsert",
+    "after",
+    "insert",
+    "merge_partials",
+    "upsert_predictions",
+]
+
+_UPSERTS = {
+    "sqlite": sqlite.upsert,
+    "postgresql": postgresql.upsert,
+    "mssql": mssql.upsert,
+}
 
 
 def merge_partials(connection: Connection, partition: str, partials: Partials) -> None:
     """Merge partials into a partition's rows; every row touched becomes pending."""
     columns = (
-        partials.count,
-        partials.mean,
-        partials.m2,
-        partials.min,
-        partials.max,
-        partials.last,
-        partials.last_time,
+        *(partials.count, partials.mean, partials.m2, partials.min),
+        *(partials.max, partials.last, partials.last_time),
     )
     rows = [
         (device, sensor, start, partition, *numbers)
@@ -36,17 +44,20 @@ def merge_partials(connection: Connection, partition: str, partials: Partials) -
             partials.keys, *(column.tolist() for column in columns), strict=True
         )
     ]
-    _many(connection, _merge_statement(), rows)
+    _upsert(connection, MERGE, rows)
 
 
 def insert(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
-    """Insert rows that give every column of the table in order."""
-    _many(connection, _insert_statement(table), list(rows))
+    """Insert a few rows that give every column of the table in order."""
+    names = [column.name for column in table.c]
+    values = [dict(zip(names, row, strict=True)) for row in rows]
+    if values:
+        connection.execute(table.insert(), values)
 
 
-def upsert_predictions(connection: Connection, rows: list[Row]) -> None:
+def upsert_predictions(connection: Connection, rows: Sequence[Row]) -> None:
     """Write predictions over those of the same or an older run."""
-    _many(connection, _prediction_statement(), rows)
+    _upsert(connection, PREDICT, rows)
 
 
 def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
@@ -60,61 +71,45 @@ def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool
     return greater | ((first == value) & after(rest, others)) if rest else greater
 
 
-def _many(connection: Connection, statement: str, rows: Sequence[Row]) -> None:
+def _upsert(connection: Connection, upsert: Upsert, rows: Sequence[Row]) -> None:
     if rows:
-        connection.exec_driver_sql(statement, [tuple(row) for row in rows])
+        _UPSERTS[connection.dialect.name](connection, upsert, rows)
 
 
-@cache
-def _insert_statement(table: Table) -> str:
-    return _text(sqlite.insert(table))
-
-
-@cache
-def _merge_statement() -> str:
-    table = schema.window_partials
-    statement = sqlite.insert(table)
-    old, new = table.c, statement.excluded
+def _merged(old: Any, new: Any) -> dict[str, Any]:
+    """Merge two partials by Chan's formula, as `scoring.aggregates` does."""
     total = old.count + new.count
     delta = new.mean - old.mean
+    # Spelled out as a float: engines divide integers in their own ways.
+    share = new.count / cast(total, Double)
     is_later = (new.last_time > old.last_time) | (
         (new.last_time == old.last_time) & (new.last > old.last)
     )
-    return _text(
-        statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={
-                "count": total,
-                "mean": old.mean + delta * new.count / total,
-                "m2": old.m2 + new.m2 + delta * delta * old.count * new.count / total,
-                "min": func.min(old.min, new.min),
-                "max": func.max(old.max, new.max),
-                "last": case((is_later, new.last), else_=old.last),
-                "last_time": func.max(old.last_time, new.last_time),
-                "claimed_by": null(),
-            },
-        ),
-        leave_out={"claimed_by"},
-    )
+    return {
+        "count": total,
+        "mean": old.mean + delta * share,
+        "m2": old.m2 + new.m2 + delta * delta * old.count * share,
+        "min": case((new.min < old.min, new.min), else_=old.min),
+        "max": case((new.max > old.max, new.max), else_=old.max),
+        "last": case((is_later, new.last), else_=old.last),
+        "last_time": case((is_later, new.last_time), else_=old.last_time),
+        "claimed_by": null(),
+    }
 
 
-@cache
-def _prediction_statement() -> str:
-    table = schema.predictions
-    statement = sqlite.insert(table)
-    new = statement.excluded
-    values = [column for column in table.c if not column.primary_key]
-    return _text(
-        statement.on_conflict_do_update(
-            index_elements=list(table.primary_key),
-            set_={column.name: new[column.name] for column in values},
-            where=new.run_number >= table.c.run_number,
-        )
-    )
+def _replaced(old: Any, new: Any) -> dict[str, Any]:
+    values = [column.name for column in schema.predictions.c if not column.primary_key]
+    return {name: new[name] for name in values}
 
 
-def _text(statement: Insert, leave_out: frozenset[str] | set[str] = frozenset()) -> str:
-    columns: ReadOnlyColumnCollection[str, Any] = statement.table.c
-    names = [column.name for column in columns if column.name not in leave_out]
-    dialect = sqlite.dialect(paramstyle="qmark")
-    return str(statement.compile(dialect=dialect, column_keys=names))
+MERGE = Upsert(
+    schema.window_partials,
+    tuple(column.name for column in schema.window_partials.c if column.name != "claimed_by"),
+    _merged,
+)
+PREDICT = Upsert(
+    schema.predictions,
+    tuple(column.name for column in schema.predictions.c),
+    _replaced,
+    where=lambda old, new: new.run_number >= old.run_number,
+)

@@ -27,12 +27,24 @@ def migrate(database: Database) -> bool:
         if revision(connection) == HEAD:
             return False
     with database.write() as connection:
-        # The write lock is held: of two first starts on one file, one creates the tables.
+        # A lock is held: of two first starts on one database, one creates the tables.
+        _lock(connection)
         found = revision(connection)
         if found == HEAD:
             return False
         _upgrade(connection, found)
     return True
+
+
+def _lock(connection: Connection) -> None:
+    """Wait for another process that migrates; in SQLite the transaction is lock enough."""
+    match connection.dialect.name:
+        case "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('migrate'))")
+        case "mssql":
+            connection.exec_driver_sql(
+                "EXEC sp_getapplock @Resource = 'migrate', @LockMode = 'Exclusive'"
+            )
 
 
 def _upgrade(connection: Connection, found: str | None) -> None:

@@ -1,5 +1,7 @@
 """The first schema."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -69,14 +71,25 @@ def upgrade() -> None:
         comment="What is known of each scored window: the word of the newest run",
         sqlite_with_rowid=False,
     )
+    newest: sa.ColumnElement[Any] = sa.column("window_start").desc()
+    anomalies: dict[str, list[str | sa.TextClause | sa.ColumnElement[Any]]] = {
+        "anomalies": [newest, "device", "sensor"],
+        "device": ["device", newest, "sensor"],
+        "sensor": ["sensor", newest, "device"],
+        "run_anomalies": ["run_number", newest, "device", "sensor", "is_anomaly"],
+    }
+    for name, columns in anomalies.items():
+        op.create_index(
+            f"ix_predictions_{name}",
+            "predictions",
+            columns,
+            unique=False,
+            sqlite_where=sa.text("is_anomaly = 1"),
+            postgresql_where=sa.text("is_anomaly"),
+            mssql_where=sa.text("is_anomaly = 1"),
+        )
     op.create_index(
-        "ix_predictions_anomalies",
-        "predictions",
-        ["window_start", "device", "sensor"],
-        unique=False,
-        sqlite_where=sa.text("is_anomaly"),
-        postgresql_where=sa.text("is_anomaly"),
-        mssql_where=sa.text("is_anomaly = 1"),
+        "ix_predictions_run", "predictions", ["run_number", "device", "sensor"], unique=False
     )
     op.create_table(
         "rejects",
@@ -94,6 +107,12 @@ def upgrade() -> None:
             "partition", "epoch", "sequence_number", "position", name=op.f("pk_rejects")
         ),
         comment="Elements of events that could not be read, with their bytes",
+    )
+    op.create_index(
+        "ix_rejects_reason",
+        "rejects",
+        ["reason", "partition", "epoch", "sequence_number", "position"],
+        unique=False,
     )
     op.create_table(
         "run_parts",
@@ -119,11 +138,23 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.Column("export", sa.String(length=32), nullable=False),
         sa.Column("cause", sa.String(length=2000), nullable=False),
+        sa.Column("first_start", sa.BigInteger(), nullable=True),
+        sa.Column("devices", sa.Text(), nullable=False),
+        sa.Column("rescore", sa.Boolean(), nullable=False),
+        sa.Column("request_key", sa.String(length=255), nullable=True),
+        sa.Column("request_digest", sa.String(length=64), nullable=True),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_runs")),
         sa.UniqueConstraint("run_id"),
         comment="Scoring runs, numbered in the order of their claims",
     )
     op.create_index("ix_runs_state", "runs", ["state"], unique=False)
+    op.create_index(
+        "ix_runs_request_key",
+        "runs",
+        ["request_key"],
+        unique=True,
+        mssql_where=sa.text("request_key IS NOT NULL"),
+    )
     op.create_table(
         "segments",
         sa.Column("partition", sa.String(length=400), nullable=False),
@@ -136,6 +167,17 @@ def upgrade() -> None:
             "partition", "epoch", "first_sequence", "blob", name=op.f("pk_segments")
         ),
         comment="The manifest of the raw store: a blob that is not named here counts for nothing",
+    )
+    op.create_table(
+        "sensor_counts",
+        sa.Column("device", sa.String(length=128), nullable=False),
+        sa.Column("sensor", sa.String(length=128), nullable=False),
+        sa.Column("scored", sa.BigInteger(), nullable=False),
+        sa.Column("anomalies", sa.BigInteger(), nullable=False),
+        sa.Column("not_scored", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("device", "sensor", name=op.f("pk_sensor_counts")),
+        comment="Predictions counted by sensor, in the transaction that writes them",
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "window_partials",
@@ -164,12 +206,15 @@ def upgrade() -> None:
         unique=False,
     )
     # ### end Alembic commands ###
+    # The row that is locked while a run begins.
+    op.execute("INSERT INTO facts (name, value) VALUES ('claims', '')")
 
 
 def downgrade() -> None:
     """Drop every table."""
     for table in (
         "window_partials",
+        "sensor_counts",
         "segments",
         "runs",
         "run_parts",
