@@ -171,6 +171,10 @@ class IngestTransaction(Protocol):
         """What has been applied so far."""
 
     @property
+    def window(self) -> int | None:
+        """Size of the store's windows, microseconds; None where it was never settled."""
+
+    @property
     def progress(self) -> PartitionProgress | None:
         """The partition's watermark before the batch; None if the partition is new."""
 
@@ -215,8 +219,14 @@ class IngestStore(Protocol):
     def partitions(self) -> dict[Partition, int]:
         """Give every partition that ever spoke, with its newest epoch."""
 
-    def arrival(self, hub: str) -> int | None:
-        """Tell when the hub took its first event that was applied; None if none was."""
+    def applied(self, hub: str) -> dict[str, tuple[int, int]]:
+        """Give a hub's partitions with their high-water marks, and when those were enqueued."""
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Give size and digest of every file that was ingested, by the hub that stands for it."""
+
+    def note_file(self, hub: str, size: int, digest: str) -> None:
+        """Note the size and digest of a file, instead of those noted before."""
 
     def gaps(self) -> list[Gap]:
         """Give all gaps on record, repaired and lost ones too."""
@@ -254,6 +264,9 @@ class RebuildStore(Protocol):
 class EventLog(Protocol):
     """The hub's retained events, for reading again what was not delivered."""
 
+    def holds(self, partition: Partition) -> bool:
+        """Whether the partition is of this hub, so that what it lacks is lost."""
+
     def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         """Give the retained events of a range of sequence numbers, in event batches."""
 
@@ -279,12 +292,15 @@ class RunStore(Protocol):
     def begin_run(self, run: ScoringRun) -> ScoringRun | None:
         """Record a new run in state ``claiming``, with its number.
 
-        Gives the run that is claiming already instead, if there is one, and None if no pending
-        window starts at or before ``run.last_start``.
+        Gives instead the run that was made for a request of the same key, or the one that is
+        claiming already, if there is one; and None if no window is there that it could take.
         """
 
     def claim(self, run: ScoringRun, limit: int) -> int:
-        """Take about `limit` pending final windows for the run; 0 when none are left."""
+        """Take about `limit` final windows in the run's scope for it; 0 when none are left.
+
+        Pending ones; of a run that scores again, those of older runs too.
+        """
 
     def count_claimed(self, run: ScoringRun) -> int:
         """Tell about how many windows the run has, and at least that many."""

@@ -1,6 +1,6 @@
 """What people ask of the system: rows to show, and the port that gives them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,6 +51,8 @@ class RunSummary:
         What was exported; 0 until then.
     indexed_parts, indexed, scored, anomalies
         Prediction parts indexed so far, their rows, and what they say.
+    first_start, devices, rescore
+        What the run was limited to, as of `runs.ScoringRun`.
     """
 
     number: int
@@ -68,6 +70,9 @@ class RunSummary:
     indexed: int
     scored: int
     anomalies: int
+    first_start: int | None = None
+    devices: tuple[str, ...] = ()
+    rescore: bool = False
 
     @property
     def not_scored(self) -> int:
@@ -84,6 +89,15 @@ class Anomaly:
     window_start: int
     anomaly_score: float
     run_id: str
+
+    @property
+    def key(self) -> "AnomalyKey":
+        """Where it stands in the order of anomalies."""
+        return self.window_start, self.device, self.sensor
+
+
+AnomalyKey = tuple[int, str, str]
+"""Window start, device and sensor: newest window first, then by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +143,15 @@ class RejectRow:
     body: str
     replayed: bool
 
+    @property
+    def key(self) -> "RejectRowKey":
+        """What tells it from all others."""
+        return self.partition, self.epoch, self.sequence_number, self.position
+
+
+RejectRowKey = tuple[str, int, int, int]
+"""Partition, epoch, sequence number and position."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceCounts:
@@ -139,6 +162,15 @@ class DeviceCounts:
     scored: int
     anomalies: int
     not_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class SensorAnomalies:
+    """How many windows of one sensor a run called anomalous, and no newer run said otherwise."""
+
+    device: str
+    sensor: str
+    anomalies: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +192,29 @@ class StoreStatus:
 
 
 class Queries(Protocol):
-    """Reads, and nothing else. Every list is bounded."""
+    """Reads, and nothing else. Every list is bounded.
+
+    ``after`` is where the page before ended: a list goes on behind it, whatever came in since.
+    """
 
     def status(self) -> StoreStatus:
         """Tell what came in and what waits."""
 
-    def runs(self, limit: int) -> list[RunSummary]:
-        """Give the newest runs first."""
+    def partitions(self, limit: int, after: str | None = None) -> list[PartitionStatus]:
+        """Give partitions in the order of their names."""
+
+    def gaps(self, partitions: Sequence[str]) -> dict[str, dict[str, GapCounts]]:
+        """Count the gaps of some partitions by partition and what became of them."""
+
+    def runs(self, limit: int, after: int | None = None) -> list[RunSummary]:
+        """Give the newest runs first; `after` is a run's number."""
 
     def run(self, run_id: str) -> RunSummary:
         """Give one run; raise `NotFound` where there is none."""
 
-    def anomalies(self, which: AnomalyFilter, limit: int) -> list[Anomaly]:
+    def anomalies(
+        self, which: AnomalyFilter, limit: int, after: AnomalyKey | None = None
+    ) -> list[Anomaly]:
         """Give anomalies, newest window first."""
 
     def windows(
@@ -179,14 +222,40 @@ class Queries(Protocol):
     ) -> list[ScoredWindow]:
         """Give the newest `limit` windows of a sensor in ``[since, until)``, oldest first."""
 
-    def rejects(self, reason: str | None, limit: int) -> list[RejectRow]:
+    def rejects(
+        self, reason: str | None, limit: int, after: RejectRowKey | None = None
+    ) -> list[RejectRow]:
         """Give rejects in the order of partitions and sequence numbers."""
+
+    def devices(self, limit: int, after: str | None = None) -> list[DeviceCounts]:
+        """Give the devices that have windows, scored or not, in the order of their names."""
+
+    def anomalous_devices(
+        self, limit: int, after: tuple[int, str] | None = None
+    ) -> list[DeviceCounts]:
+        """Give the devices that have anomalies, the most anomalous first.
+
+        `after` is a number of anomalies and a device.
+        """
+
+    def device_sensors(
+        self, device: str, limit: int, after: str | None = None
+    ) -> list[DeviceCounts]:
+        """Give the sensors of a device that have windows, in the order of their names."""
 
     def counts(self, run_id: str | None, *, by_sensor: bool, limit: int) -> list[DeviceCounts]:
         """Count predictions by device or sensor, the most anomalous first.
 
         Of the windows that a run was the last to score, or of all.
         """
+
+    def anomalous_sensors(self, run_id: str, limit: int) -> list[SensorAnomalies]:
+        """Give the sensors with anomalies in a run, the most anomalous first."""
+
+    def run_sensors(
+        self, run_id: str, limit: int, after: tuple[str, str] | None = None
+    ) -> list[DeviceCounts]:
+        """Give all sensors of a run as `counts` does, in the order of their names."""
 
     def count_scored(self, since: int) -> int:
         """Count the scored windows that start at or after `since`."""

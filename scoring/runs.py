@@ -135,6 +135,46 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """Which windows a run is asked to score; by default, all that are pending.
+
+    Attributes
+    ----------
+    since, until
+        Windows that start in ``[since, until)``, epoch microseconds UTC; None leaves an end open.
+    devices
+        Their windows only; empty for all devices.
+    rescore
+        Score windows again that were scored before, too.
+    """
+
+    since: int | None = None
+    until: int | None = None
+    devices: tuple[str, ...] = ()
+    rescore: bool = False
+
+
+EVERYTHING = Scope()
+"""All that is pending: what a timer asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What tells a repeated request from a new one.
+
+    Attributes
+    ----------
+    key
+        The caller's own, once for each request.
+    digest
+        Of what was requested: the same key with another one is a mistake.
+    """
+
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScoringRun:
     """One scoring of a set of windows.
 
@@ -149,6 +189,13 @@ class ScoringRun:
         The attempt whose input parts count, empty until the run is exported.
     cause
         Why the run failed or is incomplete, one line, else empty.
+    first_start, devices
+        Only windows starting at or after this instant, and only those of these devices, where
+        they are given.
+    rescore
+        Windows that an older run took belong to the run too.
+    request
+        The request that the run was made for, where its caller named it.
     """
 
     number: int
@@ -160,6 +207,10 @@ class ScoringRun:
     created_at: int
     export: str = ""
     cause: str = ""
+    first_start: int | None = None
+    devices: tuple[str, ...] = ()
+    rescore: bool = False
+    request: RequestKey | None = None
 
     @property
     def input_prefix(self) -> str:
@@ -170,6 +221,35 @@ class ScoringRun:
     def prediction_prefix(self) -> str:
         """Where the prediction parts land."""
         return prediction_prefix(self.run_id)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether it was asked for some windows, and not for all that are pending."""
+        return self.first_start is not None or bool(self.devices) or self.rescore
+
+    def answers(self, proposed: "ScoringRun") -> bool:
+        """Whether it does what was proposed, so that no other run is needed.
+
+        Raises
+        ------
+        Conflict
+            It was made for a request of the same key that asked for something else.
+        """
+        if proposed.request is None:
+            return not proposed.is_limited or self._does_the_same(proposed)
+        if self.request is None or self.request.key != proposed.request.key:
+            return False
+        if self.request != proposed.request:
+            message = f"run {self.run_id} was made for another request of the same key"
+            raise Conflict(message)
+        return True
+
+    def _does_the_same(self, other: "ScoringRun") -> bool:
+        mine = (self.first_start, self.last_start, self.devices, self.rescore, self.fleet_version)
+        return mine == (
+            *(other.first_start, other.last_start, other.devices, other.rescore),
+            other.fleet_version,
+        )
 
 
 def missing_parts(expected: Iterable[Part], indexed: dict[int, int]) -> list[str]:

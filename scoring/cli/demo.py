@@ -98,20 +98,37 @@ def demo(
 
 def simulate(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for events.ndjson and anomalies.json.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for events.ndjson and anomalies.json.")
+    ] = None,
+    to_event_hub: Annotated[
+        bool, typer.Option("--to-event-hub", help="Send the events to SCORING_EVENT_HUB.")
+    ] = False,
     devices: Devices = 50,
     sensors: Sensors = 4,
     duration: Duration = "1d",
     interval: Interval = "30s",
     seed: Seed = 1,
 ) -> None:
-    """Write a simulated fleet's events, and the truth about its anomalies, to files."""
-    from scoring.demo import write_simulation
+    """Write a simulated fleet's events, and the truth about its anomalies, to files or a hub."""
+    from scoring.demo import send_simulation, write_simulation
 
+    if (out is None) != to_event_hub:
+        message = "give either --out FOLDER or --to-event-hub"
+        raise typer.BadParameter(message)
     simulation = _simulation(devices, sensors, duration, interval, seed)
-    with _stage_bars() as advance:
-        events = write_simulation(simulation, out, advance)
-    console().print(f"{cell(events)} events of {cell(devices * sensors)} sensors in {out}")
+    with opened(context) as app, _stage_bars() as advance:
+        if out is not None:
+            events = write_simulation(simulation, out, advance)
+            console().print(f"{cell(events)} events of {cell(devices * sensors)} sensors in {out}")
+            return
+        outcome = send_simulation(app, simulation, advance)
+    console().print(
+        f"sent {cell(outcome.sent)} events in {cell(outcome.batches)} batches;"
+        f" {cell(outcome.skipped)} were sent before, {cell(len(outcome.oversized))} are too large"
+    )
+    if outcome.oversized:
+        raise typer.Exit(1)
 
 
 def _simulation(

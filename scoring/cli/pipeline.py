@@ -30,6 +30,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(ingest)
     app.add_typer(run_app, name="run", help="Score what is pending; show or cancel a run.")
     app.command()(runs)
+    app.command()(consume)
     app.command("repair-gaps")(repair_gaps)
     app.command("rebuild-windows")(rebuild_windows)
     app.command()(migrate)
@@ -84,18 +85,32 @@ def _show_outcome(what: str, outcome: object, *, as_json: bool) -> None:
 def run(
     context: typer.Context,
     fleet: Annotated[str | None, typer.Option(help="Fleet version [default: current].")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only windows that start at this time or later, ISO 8601.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Only windows that start before this time, ISO 8601.")
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Only windows of this device; can be repeated.")
+    ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Score windows again that were scored before.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Score all pending final windows; first brings runs that were interrupted to their end."""
     if context.invoked_subcommand:
         return
     from scoring.bootstrap import nonce, now
+    from scoring.runs import Scope
 
+    scope = Scope(instant_option(since), instant_option(until), tuple(device or ()), rescore)
     with opened(context) as app:
         ended = [_follow(app, left) for left in app.submit.store.active_runs()]
         version = fleet or app.shelf.current()
         app.shelf.open(version)
-        if new := app.submit("manual", version, now(), nonce()):
+        if new := app.submit("manual", version, now(), nonce(), scope=scope):
             ended.append(_follow(app, new))
         summaries = [app.queries.run(one.run_id) for one in ended]
     if as_json:
@@ -149,6 +164,14 @@ def runs(context: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -
     """List the newest runs."""
     with opened(context) as app:
         show_rows("runs", app.queries.runs(limit), _RUN_COLUMNS, as_json=as_json)
+
+
+def consume(context: typer.Context) -> None:
+    """Ingest what the event hub delivers, until Ctrl-C or SIGTERM; outside Functions."""
+    from scoring.adapters.event_hub.consumer import stopped_by_signals
+
+    with opened(context) as app, stopped_by_signals() as stop:
+        app.consume(stop)
 
 
 def repair_gaps(context: typer.Context, as_json: JsonFlag = False) -> None:

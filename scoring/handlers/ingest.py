@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from scoring import ledger
 from scoring.aggregates import aggregate
+from scoring.errors import Conflict
 from scoring.ledger import Slice
 from scoring.ports import Blobs, IngestChange, IngestStore, IngestTransaction, Segment, StoredReject
 from scoring.readings import I64, EventBatch, Partition, ReadingDecoder, Readings, Reject
@@ -84,6 +85,8 @@ class Ingest:
 
         Raises
         ------
+        Conflict
+            The windows were rebuilt in another size: start again.
         Transient, StorageUnusable
             Nothing happened; the same batch again is safe.
         """
@@ -92,6 +95,7 @@ class Ingest:
         # Decoding needs no lock, and duplicates are rare: do it before the lock is taken.
         readings, rejects = self.decoder.decode(batch)
         with self.store.transaction(batch.partition) as transaction:
+            self._check_window(transaction)
             slices = ledger.apply(transaction.epochs, batch.sequence_numbers, batch.enqueued_times)
             if not slices:
                 return IngestOutcome(len(batch), len(batch))
@@ -99,6 +103,11 @@ class Ingest:
             change = self._change(transaction, work)
             transaction.save(change)
         return _outcome(transaction, work, change)
+
+    def _check_window(self, transaction: IngestTransaction) -> None:
+        if transaction.window not in {None, self.window}:
+            message = "the windows were rebuilt in another size since this process started"
+            raise Conflict(message)
 
     def _change(self, transaction: IngestTransaction, work: "_New") -> IngestChange:
         before = transaction.progress

@@ -46,7 +46,10 @@ class RepairGaps:
         """Repair what can be repaired; what the hub no longer holds becomes ``lost``."""
         newest = self.store.partitions()
         outcome = IngestOutcome()
-        for gap in [gap for gap in self.store.gaps() if gap.state == "open"]:
+        for gap in self.store.gaps():
+            # What another hub skipped only that hub can give again, or no longer have.
+            if gap.state != "open" or not self.log.holds(gap.partition):
+                continue
             is_gone = gap.epoch < newest[gap.partition]
             for batch in self._retained(gap, is_gone=is_gone):
                 outcome += self.ingest(batch)

@@ -16,13 +16,28 @@ import pyarrow.parquet as pq
 
 from scoring import instants
 from scoring.aggregates import Partials
+from scoring.errors import Conflict
 from scoring.ports import Blobs, Engine, RunStore, ScoringOrder
 from scoring.predictions import INPUT_SCHEMA
-from scoring.runs import Part, RunState, ScoringRun, input_prefix, part_name, part_of, run_id
+from scoring.runs import (
+    EVERYTHING,
+    Part,
+    RequestKey,
+    RunState,
+    Scope,
+    ScoringRun,
+    input_prefix,
+    part_name,
+    part_of,
+    run_id,
+)
 from scoring.windows import horizon, last_final_start
 
 CLAIM_LIMIT = 50_000
 """Windows claimed in one transaction: bounded, so that ingest is never blocked for long."""
+
+ATTEMPTS = 3
+"""How often a run is proposed while others are claiming."""
 
 ROW_GROUP = 16_384
 """Rows of a part that are gathered before they are compressed."""
@@ -48,10 +63,17 @@ class SubmitRun:
     idle_timeout: int
     part_rows: int
 
-    def __call__(
-        self, trigger: str, fleet_version: str, now: datetime, nonce: str
+    def __call__(  # noqa: PLR0913 - what only some callers have comes by keyword
+        self,
+        trigger: str,
+        fleet_version: str,
+        now: datetime,
+        nonce: str,
+        *,
+        scope: Scope = EVERYTHING,
+        request: RequestKey | None = None,
     ) -> ScoringRun | None:
-        """Make one run of all pending final windows and submit it; None if there are none.
+        """Make one run of the pending final windows and submit it; None if there are none.
 
         Parameters
         ----------
@@ -59,21 +81,48 @@ class SubmitRun:
             Who asked: ``timer``, ``http``, ``manual``.
         nonce
             Six hexadecimal digits for the run's id.
+        scope
+            Which windows; those that are not final are never among them.
+        request
+            A request of the same key gets the run that was made for it.
+
+        Raises
+        ------
+        Conflict
+            The key was used for another request, or other runs are claiming all the time.
         """
+        run = self.begin(trigger, fleet_version, now, nonce, scope=scope, request=request)
+        return run and self.advance(run, now, nonce)
+
+    def begin(  # noqa: PLR0913 - as above
+        self,
+        trigger: str,
+        fleet_version: str,
+        now: datetime,
+        nonce: str,
+        *,
+        scope: Scope = EVERYTHING,
+        request: RequestKey | None = None,
+    ) -> ScoringRun | None:
+        """Record the run and nothing more: whoever advances it later does the rest."""
         reached = self.horizon(now)
         if reached is None:
             return None
+        last_start = last_final_start(reached, self.window, self.allowed_lateness)
         proposed = ScoringRun(
             number=0,
             run_id=run_id(now, nonce),
             state=RunState.CLAIMING,
             trigger=trigger,
             fleet_version=fleet_version,
-            last_start=last_final_start(reached, self.window, self.allowed_lateness),
+            last_start=last_start if scope.until is None else min(last_start, scope.until - 1),
             created_at=instants.of(now),
+            first_start=scope.since,
+            devices=tuple(sorted(set(scope.devices))),
+            rescore=scope.rescore,
+            request=request,
         )
-        run = self.store.begin_run(proposed)
-        return run and self.advance(run, now, nonce)
+        return self._begin(proposed, now, nonce)
 
     def horizon(self, now: datetime) -> int | None:
         """Give the event time up to which everything has arrived; None if nothing ever did."""
@@ -96,6 +145,16 @@ class SubmitRun:
         self.engine.submit(
             ScoringOrder(run.run_id, run.fleet_version, run.input_prefix, run.prediction_prefix)
         )
+
+    def _begin(self, proposed: ScoringRun, now: datetime, nonce: str) -> ScoringRun | None:
+        for _ in range(ATTEMPTS):
+            run = self.store.begin_run(proposed)
+            if run is None or run.answers(proposed):
+                return run
+            # Another claim is under way: once it has ended, this one can begin.
+            self.advance(run, now, nonce)
+        message = "other runs are claiming windows all the time: try again"
+        raise Conflict(message)
 
     def _claim(self, run: ScoringRun, now: datetime) -> None:
         while self.store.claim(run, CLAIM_LIMIT):

@@ -1,0 +1,246 @@
+"""How quickly the API answers from a store with a million windows and 100,000 anomalies.
+
+Every list is asked for its first page, for pages far into it, and with its filters; in process,
+over ASGI, one request at a time. ``/api/health`` looks at nothing: its time is what FastAPI costs.
+
+    python benchmarks/api.py [--windows 1000000] [--database-url postgresql+psycopg://...]
+"""
+
+import argparse
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import numpy as np
+from sqlalchemy import Table, insert, text
+
+from scoring import instants
+from scoring.adapters.sql import schema
+from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.migrations import migrate
+from scoring.api import create_api
+from scoring.bootstrap import App
+from scoring.settings import Settings
+
+MINUTE = 60 * instants.SECOND
+BEGIN = 1_767_571_200 * instants.SECOND
+SENSORS = 4
+PER_SENSOR = 250
+PER_RUN = 25
+CHUNK = 10_000
+SHARE = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--windows", type=int, default=1_000_000)
+    parser.add_argument("--requests", type=int, default=300, help="a kind of request")
+    parser.add_argument("--database-url", help="of an empty database [default: a new SQLite file]")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        app = App(Settings.load({"SCORING_DATA": folder, "SCORING_WINDOW": "1min"}))
+        if options.database_url:
+            app.__dict__["database"] = Database(options.database_url)
+            migrate(app.database)
+        with app:
+            Path(folder).mkdir(exist_ok=True)
+            begin = perf_counter()
+            devices = max(1, options.windows // (SENSORS * PER_SENSOR))
+            anomalies = fill(app.database, devices)
+            print(
+                f"{devices * SENSORS * PER_SENSOR:,} windows of {devices:,} devices,"
+                f" {anomalies:,} anomalies; filled in {perf_counter() - begin:.0f} s"
+            )
+            asyncio.run(measure(app, devices, options.requests))
+
+
+def fill(database: Database, devices: int) -> int:
+    """Fill the tables as ingest and index would leave them."""
+    random = np.random.default_rng(1)
+    labels = random.random((devices, SENSORS, PER_SENSOR)) < SHARE
+    runs = PER_SENSOR // PER_RUN
+    insert_all(database, schema.runs, map(run_row, range(1, runs + 1)))
+    per_run = devices * SENSORS * PER_RUN
+    insert_all(
+        database,
+        schema.run_parts,
+        (
+            {"run_number": n + 1, "part": p, "rows": per_run // 20, "etag": "t",
+             "indexed_rows": per_run // 20, "scored": per_run // 20, "anomalies": 1}
+            for n in range(runs) for p in range(20)
+        ),
+    )  # fmt: skip
+    insert_all(database, schema.window_partials, windows(devices))
+    insert_all(database, schema.predictions, predictions(labels))
+    insert_all(
+        database,
+        schema.sensor_counts,
+        (
+            {"device": name(d), "sensor": f"s{s}", "scored": PER_SENSOR, "not_scored": 0,
+             "anomalies": int(labels[d, s].sum())}
+            for d in range(devices) for s in range(SENSORS)
+        ),
+    )  # fmt: skip
+    insert_all(database, schema.rejects, rejects())
+    for number in range(32):
+        insert_all(database, schema.partitions, [partition_row(number)])
+        insert_all(
+            database,
+            schema.epochs,
+            [{"partition": f"hub/{number}", "epoch": 0, "first_sequence": 0, "high_water": 10**6,
+              "first_enqueued": BEGIN, "last_enqueued": BEGIN}],
+        )  # fmt: skip
+    analyse(database)
+    return int(labels.sum())
+
+
+def analyse(database: Database) -> None:
+    """Do what autovacuum does in its time."""
+    with database.engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(text("VACUUM ANALYZE"))
+
+
+def name(device: int) -> str:
+    return f"device-{device:06}"
+
+
+def run_row(number: int) -> dict[str, Any]:
+    return {
+        "number": number, "run_id": run_id(number), "state": "completed", "trigger": "timer",
+        "fleet_version": "f1", "last_start": BEGIN, "created_at": BEGIN, "ended_at": BEGIN,
+        "export": "e", "cause": "", "devices": "[]", "rescore": False,
+    }  # fmt: skip
+
+
+def run_id(number: int) -> str:
+    return f"r20260105T000000Z-{number:06x}"
+
+
+def partition_row(number: int) -> dict[str, Any]:
+    return {
+        "partition": f"hub/{number}", "watermark": BEGIN, "last_enqueued": BEGIN, "ended": False,
+        "events": 10**6, "readings": 10**6, "rejects": 3125, "late": 0,
+    }  # fmt: skip
+
+
+def windows(devices: int) -> Iterator[dict[str, Any]]:
+    for device in range(devices):
+        for sensor in range(SENSORS):
+            for start in range(PER_SENSOR):
+                yield {
+                    "device": name(device), "sensor": f"s{sensor}",
+                    "window_start": BEGIN + start * MINUTE, "partition": f"hub/{device % 32}",
+                    "count": 12, "mean": 1.5, "m2": 0.5, "min": 1.0, "max": 2.0, "last": 1.25,
+                    "last_time": BEGIN, "claimed_by": 1 + start // PER_RUN,
+                }  # fmt: skip
+
+
+def predictions(labels: np.ndarray) -> Iterator[dict[str, Any]]:
+    for (device, sensor, start), label in np.ndenumerate(labels):
+        yield {
+            "device": name(device), "sensor": f"s{sensor}",
+            "window_start": BEGIN + start * MINUTE, "run_number": 1 + start // PER_RUN,
+            "part": device % 20, "anomaly_score": 0.5 if label else -0.5,
+            "is_anomaly": bool(label), "status": "scored", "reason": None,
+        }  # fmt: skip
+
+
+def rejects() -> Iterator[dict[str, Any]]:
+    for number in range(100_000):
+        yield {
+            "partition": f"hub/{number % 32}", "epoch": 0, "sequence_number": number,
+            "position": 0, "enqueued_time": BEGIN, "replayed": False, "connection_device_id": None,
+            "reason": ("not_json", "bad_value", "bad_time")[number % 3], "detail": "it is not",
+            "body": b'{"device":"d1"',
+        }  # fmt: skip
+
+
+def insert_all(database: Database, table: Table, rows: Any) -> None:
+    rows = iter(rows)
+    while chunk := list(islice(rows, CHUNK)):
+        with database.write() as connection:
+            connection.execute(insert(table), chunk)
+
+
+async def measure(app: App, devices: int, requests: int) -> None:
+    """Ask for everything in turn, so that what disturbs disturbs all alike."""
+    random = np.random.default_rng(2)
+    transport = httpx.ASGITransport(create_api(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        kinds = {
+            what: [f"/api{path}" for path in paths]
+            for what, paths in asked(random, devices).items()
+        }
+        for what in ("anomalies", "devices", "devices?order=anomalies", "rejects"):
+            kinds[f"{what}, deep"] = await deep(client, f"/api/{what}")
+        times: dict[str, list[float]] = {what: [] for what in kinds}
+        for turn in range(requests + 5):
+            for what, paths in kinds.items():
+                begin = perf_counter()
+                response = await client.get(paths[turn % len(paths)])
+                if turn >= 5:
+                    times[what].append((perf_counter() - begin) * 1000)
+                assert response.status_code == 200, response.text
+    reference = float(np.median(times["health"]))
+    print(f"{'':34}{'p50 ms':>9}{'p99 ms':>9}{'x health':>9}")
+    for what, measured in times.items():
+        p50, p99 = np.percentile(measured, [50, 99])
+        print(f"{what:34}{p50:9.2f}{p99:9.2f}{p50 / reference:9.1f}")
+
+
+def asked(random: np.random.Generator, devices: int) -> dict[str, list[str]]:
+    some = [name(int(device)) for device in random.integers(0, devices, 50)]
+    sensors = [f"s{n}" for n in range(SENSORS)]
+    runs = [run_id(n + 1) for n in range(PER_SENSOR // PER_RUN)]
+    span = urlencode({"since": instants.text(BEGIN + 100 * MINUTE),
+                      "until": instants.text(BEGIN + 110 * MINUTE)})  # fmt: skip
+    return {
+        "health": ["/health"],
+        "runs": ["/runs"],
+        "run": [f"/runs/{one}" for one in runs],
+        "sensors of a run": [f"/runs/{one}/sensors" for one in runs],
+        "anomalies": ["/anomalies"],
+        "anomalies, 1000 rows": ["/anomalies?limit=1000"],
+        "anomalies of a device": [f"/anomalies?device={one}" for one in some],
+        "anomalies of a device's sensor": [f"/anomalies?device={one}&sensor=s1" for one in some],
+        "anomalies of a sensor": [f"/anomalies?sensor={one}" for one in sensors],
+        "anomalies of a run": [f"/anomalies?run={one}" for one in runs],
+        "anomalies of a span": [f"/anomalies?{span}"],
+        "anomalies of a run and device": [
+            f"/anomalies?run={runs[n % len(runs)]}&device={one}" for n, one in enumerate(some)
+        ],
+        "devices": ["/devices"],
+        "devices, 1000 rows": ["/devices?limit=1000"],
+        "devices?order=anomalies": ["/devices?order=anomalies"],
+        "sensors of a device": [f"/devices/{one}/sensors" for one in some],
+        "windows of a sensor": [f"/devices/{one}/sensors/s2/windows" for one in some],
+        "windows of a span": [f"/devices/{one}/sensors/s2/windows?{span}" for one in some],
+        "rejects": ["/rejects"],
+        "rejects of a reason": ["/rejects?reason=bad_time"],
+        "partitions": ["/partitions"],
+    }
+
+
+async def deep(client: httpx.AsyncClient, path: str) -> list[str]:
+    """Give the address of a page far into a list."""
+    sign = "&" if "?" in path else "?"
+    found = path
+    for _ in range(60):
+        more = f"{sign}cursor={found.partition('cursor=')[2]}" if "cursor=" in found else ""
+        answer = (await client.get(f"{path}{more or ''}{'&' if more else sign}limit=150")).json()
+        if answer["next_cursor"] is None:
+            break
+        found = f"{path}{sign}cursor={answer['next_cursor']}"
+    return [found]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The ASGI app: routes, problem details, and the document that describes them."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from scoring.api import looking, readiness, runs
+from scoring.api.gate import BODY_LIMIT, BODY_TIMEOUT, Gate
+from scoring.api.parts import Parts
+from scoring.api.problems import Problem, add_handlers
+from scoring.bootstrap import App
+
+DOCUMENT = "/api/openapi.json"
+"""Where the OpenAPI document is served."""
+
+_ABOUT = """\
+Starts and shows scoring runs, and what they found. Lists are paged: `next_cursor` of one page is
+the `cursor` of the next, with the same other parameters. Times are ISO 8601 in UTC; a range is
+`[since, until)`. Every error is a problem detail (RFC 9457), `application/problem+json`."""
+
+
+def create_api(
+    app: App, *, body_limit: int = BODY_LIMIT, body_timeout: float = BODY_TIMEOUT
+) -> FastAPI:
+    """Put the system behind HTTP; nothing of it is opened before the first request needs it.
+
+    Parameters
+    ----------
+    body_limit
+        Bytes that a request may carry.
+    body_timeout
+        Seconds that a client may take to send them.
+    """
+    api = FastAPI(
+        title="Fleet scoring",
+        version="1",
+        description=_ABOUT,
+        openapi_url=DOCUMENT,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would be an answer that the document does not know.
+        redirect_slashes=False,
+    )
+    parts = Parts(app)
+    for module in (runs, looking, readiness):
+        api.include_router(module.router(parts), prefix="/api")
+    add_handlers(api)
+    api.add_middleware(Gate, body_limit=body_limit, body_timeout=body_timeout)
+    api.openapi = lambda: _document(api)  # type: ignore[method-assign]
+    return api
+
+
+def _document(api: FastAPI) -> dict[str, Any]:
+    """Describe the API; the form of a problem is given once."""
+    if api.openapi_schema is None:
+        document = get_openapi(
+            title=api.title,
+            version=api.version,
+            description=api.description,
+            routes=api.routes,
+        )
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas = document["components"]["schemas"]
+        schemas |= schema.pop("$defs", {}) | {"Problem": schema}
+        # FastAPI's own form of an error, which no answer here has.
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        api.openapi_schema = document
+    return api.openapi_schema
