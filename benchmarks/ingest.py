@@ -162,7 +162,7 @@ def bytewax(batches: list[EventBatch]) -> int:
 
 
 def handler(batches: list[EventBatch]) -> int:
-    """Run the ingest handler whole: ledger, rejects, raw segments, a durable SQLite commit a batch."""
+    """Run the ingest handler: ledger, rejects, raw segments, a durable SQLite commit a batch."""
     with tempfile.TemporaryDirectory() as folder:
         database = Database.file(Path(folder) / "store.db")
         migrate(database)
@@ -207,9 +207,8 @@ def main() -> None:
     assert ours(batches) == loop(batches) == bytewax(batches), "they count other windows"
     print(f"event bytes to merged partials, {BATCH} events a batch, {KEYS} keys, 0.1 % rejects")
     for name, seconds in best.items():
-        print(
-            f"  {name:<12}{events / seconds:>12,.0f} events/s   ours is {seconds / best['ours']:.1f} x"
-        )
+        ratio = seconds / best["ours"]
+        print(f"  {name:<12}{events / seconds:>12,.0f} events/s   ours is {ratio:.1f} x")
     for _ in range(options.rounds):
         handler(batches)
     seconds = min(handler_seconds)

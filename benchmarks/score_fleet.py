@@ -158,7 +158,7 @@ def best(repeat: int, work: Callable[[], Any]) -> tuple[float, Any]:
 
 def run_child(way: str, folder: Path, labels: Labels = "") -> pa.Table:
     command = [sys.executable, __file__, "--child", way, "--labels", labels]
-    subprocess.run([*command, "--folder", str(folder)], check=True)  # noqa: S603 - this file
+    subprocess.run([*command, "--folder", str(folder)], check=True)
     data = (folder / f"{way}-out" / PART).read_bytes()
     return read_table(data, PREDICTION_SCHEMA, way)
 
@@ -232,4 +232,4 @@ if __name__ == "__main__":
     else:
         # BLAS reads its number of threads when it is loaded: start again with it set.
         environment = dict(os.environ) | ONE_THREAD
-        sys.exit(subprocess.call([sys.executable, *sys.argv], env=environment))  # noqa: S603
+        sys.exit(subprocess.call([sys.executable, *sys.argv], env=environment))

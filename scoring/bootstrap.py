@@ -1,13 +1,20 @@
 """The composition root: settings to adapters to handlers, built once, on first use."""
 
+import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
-from functools import cached_property
-from os import cpu_count, environ
+from functools import cache, cached_property, partial
+from os import cpu_count
 from pathlib import Path
+from threading import Event, Lock, RLock
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from scoring.adapters.blobs import FolderBlobs, storage_errors
+from scoring.adapters.environment import environment
 from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
@@ -17,7 +24,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
-from scoring.errors import ScoringError
+from scoring.errors import Conflict, NotFound, ScoringError
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
@@ -25,17 +32,25 @@ from scoring.handlers.models import CheckFleet, ImportModels, TrainFleet
 from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
-from scoring.readings import FieldNames, Partition, ReadingDecoder
+from scoring.ports import Blobs, EventLog
+from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunState, ScoringRun
-from scoring.settings import DEFAULT_WINDOW, Settings
+from scoring.settings import DEFAULT_WINDOW, Settings, host_variables
 
 POLL = 0.05
 """Seconds between two looks at a run of this process."""
 
+_HOSTING = Lock()
+
+log = logging.getLogger("scoring.hosted")
+
+if TYPE_CHECKING:
+    from scoring.adapters.event_hub.connection import EventHub
+
 
 def settings_from_environment(**overrides: str) -> Settings:
     """Load the settings from the environment; `overrides` are by variable and win."""
-    return Settings.load(dict(environ) | overrides)
+    return Settings.load(environment() | overrides)
 
 
 def now() -> datetime:
@@ -64,7 +79,8 @@ class App:
         """The database, brought to the newest schema."""
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        database = Database.file(self.folder / "store.db")
+        url = self.settings.database
+        database = Database(url) if url else Database.file(self.folder / "store.db")
         try:
             migrate(database)
         except ScoringError:
@@ -78,14 +94,52 @@ class App:
         return settle_window(self.database, self.settings.window, DEFAULT_WINDOW)
 
     @cached_property
-    def blobs(self) -> FolderBlobs:
+    def blobs(self) -> Blobs:
         """Raw segments, runs, predictions and fleets."""
-        return FolderBlobs(self.folder / "blobs")
+        if not self.settings.storage:
+            return FolderBlobs(self.folder / "blobs")
+        from scoring.adapters.azure_blobs import AzureBlobs  # noqa: PLC0415 - heavy
+
+        return AzureBlobs.connect(self.settings.storage, self.settings.container)
 
     @cached_property
-    def event_log(self) -> FolderEventLog:
-        """What the embedded hub retains."""
-        return FolderEventLog(self.folder / "events")
+    def hub(self) -> "EventHub":
+        """The event hub; raises `Misconfigured` where the settings name none."""
+        from scoring.adapters.event_hub.connection import EventHub  # noqa: PLC0415 - heavy
+
+        settings = self.settings
+        return EventHub(
+            name=settings.event_hub,
+            connection_string=settings.event_hub_connection,
+            namespace=settings.event_hub_namespace,
+        )
+
+    @cached_property
+    def event_log(self) -> EventLog:
+        """What the hub retains, the embedded one where the settings name no other."""
+        if not self.settings.event_hub:
+            return FolderEventLog(self.folder / "events")
+        from scoring.adapters.event_hub.log import EventHubLog  # noqa: PLC0415 - heavy
+
+        return EventHubLog(self.hub, self.settings.event_hub_repair_group)
+
+    def consume(self, stop: Event) -> None:
+        """Ingest what the event hub delivers, outside Functions, until `stop` is set."""
+        from scoring.adapters.event_hub import consumer  # noqa: PLC0415 - heavy
+
+        settings = self.settings
+        checkpoints = None
+        if settings.storage:
+            # The container is made by the blobs' adapter.
+            _ = self.blobs
+            checkpoints = consumer.blob_checkpoints(settings.storage, settings.container)
+        consumer.EventHubConsumer(
+            hub=self.hub,
+            ingest=self.ingest(),
+            position=partial(consumer.high_water_mark, self.ingest_store),
+            group=settings.event_hub_consumer_group,
+            checkpoints=checkpoints,
+        )(stop)
 
     @cached_property
     def engine(self) -> LocalEngine:
@@ -149,14 +203,16 @@ class App:
         order
             Deliver partitions one after the other, in this order.
         """
-        # A file that was touched or copied since arrived when it was first read, and not again.
-        source.enqueued_time = self.ingest_store.arrival(source.hub) or source.enqueued_time
+        store = self.ingest_store
+        source.recognise(store.files())
+        store.note_file(source.hub, source.size, source.digest)
+        source.applied = store.applied(source.hub)
         handle, outcome = self.ingest(source.field_names), IngestOutcome()
         for batch in source.batches(batch_size, order=order):
             outcome += handle(batch)
             progress(source.progress.read, source.progress.total)
         for partition in source.partitions:
-            self.ingest_store.end_partition(Partition(source.hub, partition))
+            store.end_partition(Partition(source.hub, partition))
         return outcome
 
     @cached_property
@@ -255,3 +311,107 @@ def open_app(data: Path | None = None, **overrides: str) -> App:
     if data is not None:
         overrides["SCORING_DATA"] = str(data)
     return App(settings_from_environment(**overrides))
+
+
+class HostedApp(App):
+    """The system under the Functions host: one method a trigger, one log line an invocation.
+
+    Triggers and requests come in many threads at once: each part is built once all the same. A
+    part that could not be built is tried again by the next one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._building = RLock()
+        super().__init__(settings)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Give a part, or wait for whoever is building one: `cached_property` has no lock."""
+        with object.__getattribute__(self, "_building"):
+            return super().__getattribute__(name)
+
+    def ingest_events(self, batch: EventBatch) -> IngestOutcome:
+        """Apply an event batch."""
+        numbers = batch.sequence_numbers
+        facts = {
+            "hub": batch.partition.hub,
+            "partition": batch.partition.id,
+            "first_sequence": int(numbers.min()),
+            "last_sequence": int(numbers.max()),
+        }
+        with self._invocation("ingest.batch", **facts) as said:
+            outcome = self.ingest()(batch)
+            said.update(_facts(outcome))
+        return outcome
+
+    def repair(self, *, past_due: bool = False) -> IngestOutcome:
+        """Repair the gaps."""
+        with self._invocation("repair.gaps", past_due=past_due) as said:
+            outcome = self.repair_gaps()
+            said.update(_facts(outcome))
+        return outcome
+
+    def submit_pending(self, *, past_due: bool = False) -> ScoringRun | None:
+        """Make a run of all that is pending and final; none while there is no fleet."""
+        with self._invocation("submit.run", past_due=past_due) as said:
+            try:
+                version = self.shelf.current()
+            except NotFound as error:
+                # Windows stay pending: the first fleet finds them. An error every few minutes
+                # would only hide others.
+                log.warning("submit.no_fleet", extra={"cause": str(error)})
+                said["run"] = None
+                return None
+            run = self.submit("timer", version, now(), nonce())
+            said |= {"run": run and run.run_id, "state": run and run.state.value}
+        return run
+
+    def watch_active(self, *, past_due: bool = False) -> list[ScoringRun]:
+        """Look at every active run once."""
+        with self._invocation("watch.runs", past_due=past_due) as said:
+            runs = self.watch(now(), nonce())
+            said["runs"] = {run.run_id: run.state.value for run in runs}
+        return runs
+
+    def index_blob(self, path: str) -> bool:
+        """Index a prediction part; `path` begins with the container, as blob triggers tell it."""
+        name = path.partition("/")[2]
+        with self._invocation("index.part", blob=name) as said:
+            said["new"] = self.watch.index(name)
+        return bool(said["new"])
+
+    @contextmanager
+    def _invocation(self, event: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """Log one line, whatever becomes of the invocation; what is raised goes on to the host."""
+        begin, level = perf_counter(), logging.INFO
+        try:
+            yield facts
+        except Exception as error:
+            level = logging.ERROR
+            facts |= {"error": type(error).__name__, "cause": str(error)}
+            if isinstance(error, Conflict):
+                self._forget_window()
+            raise
+        finally:
+            facts["milliseconds"] = round((perf_counter() - begin) * 1000, 3)
+            log.log(level, event, extra=facts)
+
+    def _forget_window(self) -> None:
+        """Ask again for the windows' size, which may be another one since they were rebuilt."""
+        for part in ("window", "submit", "watch", "repair_gaps", "replay_rejects"):
+            self.__dict__.pop(part, None)
+
+
+def _facts(outcome: IngestOutcome) -> dict[str, Any]:
+    values = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
+    return values | {"rejects": {str(reason): n for reason, n in outcome.rejects.items()}}
+
+
+@cache
+def _hosted_app() -> HostedApp:
+    return HostedApp(Settings.load(host_variables(environment())))
+
+
+def hosted_app() -> HostedApp:
+    """Give the system of this process of a function app: the same one every time."""
+    with _HOSTING:
+        return _hosted_app()

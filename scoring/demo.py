@@ -9,14 +9,15 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from time import perf_counter
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from scoring import instants
 from scoring.adapters.blobs import storage_errors
+from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
 from scoring.bootstrap import App, nonce
 from scoring.errors import Conflict, EngineFailed, NotFound
@@ -33,6 +34,10 @@ from scoring.simulation import (
     ground_truth,
     simulate,
 )
+
+if TYPE_CHECKING:
+    from scoring.adapters.event_hub.sender import SendOutcome
+
 
 HUB = "demo"
 """Name of the simulated event hub."""
@@ -132,6 +137,7 @@ class SimulatedDemo:
     ) -> None:
         self._app = app
         self._ingest = app.ingest()
+        self._hub = FolderEventLog(app.folder / "events")
         self._simulation = simulation
         self._runs = runs
         self._stages = _Stages(progress)
@@ -166,7 +172,7 @@ class SimulatedDemo:
     def _deliver(self, sent: tuple[Any, ...], delivered: tuple[Any, ...]) -> None:
         with self._stages.timed("retain", "events"):
             for batch in sent:
-                self._app.event_log.append(batch)
+                self._hub.append(batch)
                 self._stages.count("retain", len(batch))
         with self._stages.timed("ingest", "events"):
             for batch in delivered:
@@ -413,3 +419,20 @@ def write_simulation(simulation: SimulationSettings, folder: Path, progress: Pro
     with _placed(folder / "anomalies.json") as file:
         file.write(json.dumps(truth, indent=2).encode())
     return events
+
+
+def send_simulation(app: App, simulation: SimulationSettings, progress: Progress) -> "SendOutcome":
+    """Send a simulation to the event hub; what was sent before a kill is not sent again."""
+    from scoring.adapters.event_hub.sender import EventHubSender, SendProgress  # noqa: PLC0415
+
+    # Within a span events go device by device: a minute stays below the allowed lateness.
+    spans = replace(simulation, slice_length=timedelta(minutes=1))
+    plan = {name: str(value) for name, value in asdict(simulation).items()}
+    app.folder.mkdir(parents=True, exist_ok=True)
+    total = simulation.devices * simulation.sensors * (simulation.duration / simulation.interval)
+    with EventHubSender(app.hub) as sender:
+        return sender.send(
+            (list(zip(c.device.tolist(), c.bodies, strict=True)) for c in simulate(spans)),
+            SendProgress(app.folder / "sent.json", plan),
+            lambda sent: progress("send", sent, total),
+        )

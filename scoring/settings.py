@@ -84,6 +84,26 @@ class Settings:
     data: Path = _setting(  # noqa: RUF009
         Path, "scoring-data", "folder of the database, blobs and work files"
     )
+    database: str = _setting(
+        str,
+        "",
+        "URL of PostgreSQL or ODBC connection string of SQL Server; empty is SQLite in data",
+    )
+    storage: str = _setting(
+        str, "", "connection string or URL of a storage account; empty is a folder in data"
+    )
+    container: str = _setting(str, "scoring", "container of the storage account")
+    event_hub: str = _setting(str, "", "name of the event hub; empty is none")
+    event_hub_connection: str = _setting(
+        str, "", "connection string of the event hub's namespace; or else:"
+    )
+    event_hub_namespace: str = _setting(
+        str, "", "its host, such as fleet.servicebus.windows.net, for a managed identity"
+    )
+    event_hub_consumer_group: str = _setting(str, "$Default", "consumer group of `consume`")
+    event_hub_repair_group: str = _setting(
+        str, "repair", "consumer group of `repair-gaps`: one of its own, no other reader gets in"
+    )
     window: int | None = _setting(
         _optional_duration, "", "size of the tumbling windows; a new store takes 5min"
     )
@@ -149,6 +169,92 @@ class Settings:
     def field_names(self) -> FieldNames:
         """What the fields of a reading are called in the body."""
         return FieldNames(self.field_device, self.field_sensor, self.field_ts, self.field_value)
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What the triggers need to know before anything runs, from the Functions host's variables.
+
+    Attributes
+    ----------
+    hub
+        The event hub's name.
+    blob_source
+        ``EventGrid``, or ``LogsAndContainerScan`` where there is none, as with Azurite.
+    auth_level
+        Of the HTTP API: ``function``, ``anonymous`` or ``admin``.
+    """
+
+    hub: str
+    blob_source: str
+    auth_level: str
+
+    @classmethod
+    def load(cls, mapping: Mapping[str, str]) -> "HostSettings":
+        """Read the host's settings, and check those of the system with them.
+
+        Raises
+        ------
+        Misconfigured
+            Naming every setting that is missing or wrong, of both kinds.
+        """
+        host = cls(
+            hub=mapping.get("EVENT_HUB_NAME", ""),
+            blob_source=mapping.get("BLOB_TRIGGER_SOURCE", _BLOB_SOURCES[0]),
+            auth_level=mapping.get("API_AUTH_LEVEL", _AUTH_LEVELS[0]),
+        )
+        problems = _missing(mapping)
+        problems += _none_of("BLOB_TRIGGER_SOURCE", host.blob_source, _BLOB_SOURCES)
+        problems += _none_of("API_AUTH_LEVEL", host.auth_level, _AUTH_LEVELS)
+        try:
+            settings = Settings.load(host_variables(mapping))
+        except Misconfigured as error:
+            raise Misconfigured(problems + error.problems) from None
+        if mapping.get("EVENT_HUB_CONSUMER_GROUP") == settings.event_hub_repair_group:
+            problems.append("SCORING_EVENT_HUB_REPAIR_GROUP: the trigger reads by this group")
+        if problems:
+            raise Misconfigured(problems)
+        return host
+
+
+_BLOB_SOURCES = ("EventGrid", "LogsAndContainerScan")
+_AUTH_LEVELS = ("function", "anonymous", "admin")
+
+_IN_TRIGGERS = (
+    "EVENT_HUB_NAME",
+    "EVENT_HUB_CONSUMER_GROUP",
+    "REPAIR_SCHEDULE",
+    "SUBMIT_SCHEDULE",
+    "WATCH_SCHEDULE",
+    "SCORING_CONTAINER",
+)
+"""What triggers name as ``%...%``; the host puts in what these say, and knows no default."""
+
+_CONNECTIONS = ("EVENT_HUB", "STORAGE")
+"""Connections of triggers: each one variable, or some of names that go on with ``__``."""
+
+_SHARED = {
+    "EVENT_HUB_NAME": "SCORING_EVENT_HUB",
+    "EVENT_HUB": "SCORING_EVENT_HUB_CONNECTION",
+    "EVENT_HUB__fullyQualifiedNamespace": "SCORING_EVENT_HUB_NAMESPACE",
+}
+"""What the host and the system both need to know, and is said once."""
+
+
+def host_variables(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Give the variables of a function app with the system's names for what its host has."""
+    shared = {ours: mapping[host] for host, ours in _SHARED.items() if mapping.get(host)}
+    return shared | dict(mapping)
+
+
+def _missing(mapping: Mapping[str, str]) -> list[str]:
+    given = {name.partition("__")[0] for name, text in mapping.items() if text}
+    problems = [f"{name} is missing" for name in _IN_TRIGGERS if not mapping.get(name)]
+    return problems + [f"{name} is missing" for name in _CONNECTIONS if name not in given]
+
+
+def _none_of(name: str, text: str, known: tuple[str, ...]) -> list[str]:
+    return [] if text in known else [f"{name}: {text!r} is none of {', '.join(known)}"]
 
 
 DEFAULT_WINDOW = 5 * 60 * instants.SECOND

@@ -68,6 +68,10 @@ class FolderEventLog:
             name = f"{numbers[start]:020}-{numbers[-1]:020}.arrow"
             self._write(self._folder(batch.partition) / name, _table(batch).slice(start))
 
+    def holds(self, partition: Partition) -> bool:
+        """Whether any event of the partition's hub was kept here."""
+        return self._folder(partition).parent.exists()
+
     def read(
         self, partition: Partition, first: int, last: int, batch_size: int = 1000
     ) -> Iterator[EventBatch]:

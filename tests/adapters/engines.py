@@ -108,7 +108,7 @@ class LocalHarness:
     def start_elsewhere(self, order: ScoringOrder) -> subprocess.Popen[str]:
         """Run a run with a stuck part in another process, and wait until it is stuck."""
         command = [sys.executable, "-m", "tests.adapters.engines", str(self.folder), order.run_id]
-        process = subprocess.Popen(  # noqa: S603 - our own program
+        process = subprocess.Popen(
             command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         self._processes.append(process)

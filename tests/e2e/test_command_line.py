@@ -149,7 +149,7 @@ def scored(scored_once: Path, data: Path) -> Path:
 
 def execute(*arguments: str, stdin: bytes = b"", stdout: int = subprocess.PIPE) -> Outcome:
     """Run a command as a process of its own."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [*COMMAND, *arguments],
         cwd=ROOT,
         env=clean_environment(),
@@ -296,6 +296,34 @@ class TestEveryCommand:
 
 
 class TestIngest:
+    def test_a_file_that_has_grown_brings_only_what_is_new_however_late(
+        self, scoring: Scoring, tmp_path: Path
+    ) -> None:
+        path = write_readings(tmp_path / "readings.csv", windows=40)
+        os.utime(path, (1_767_575_400, 1_767_575_400))  # 2026-01-05T01:10:00Z
+        assert scoring("ingest", path, "--json").json["readings"] == 80
+        write_readings(path, windows=60)
+        os.utime(path, (1_767_661_800, 1_767_661_800))  # a day later
+
+        grown = scoring("ingest", path, "--json").json
+        again = scoring("ingest", path, "--json").json
+
+        assert (grown["duplicates"], grown["readings"], grown["rejects"]) == (80, 40, {})
+        assert (again["duplicates"], again["readings"]) == (120, 0)
+
+    def test_a_file_whose_last_line_has_grown_is_refused_and_nothing_of_it_counts(
+        self, scoring: Scoring, data: Path, tmp_path: Path
+    ) -> None:
+        path = write_readings(tmp_path / "readings.csv", windows=40)
+        whole = path.read_text()
+        path.write_text(whole[:-4])
+        scoring("ingest", path)
+        before = sql(data, "SELECT * FROM partitions ORDER BY 1")
+        path.write_text(whole)
+
+        assert "its last line was not yet whole" in scoring("ingest", path).error()
+        assert sql(data, "SELECT * FROM partitions ORDER BY 1") == before
+
     def test_the_same_file_again_changes_nothing(
         self, scoring: Scoring, data: Path, readings: Path, tmp_path: Path
     ) -> None:
@@ -434,7 +462,7 @@ class TestWrongOptions:
             (["demo", "--devices", "0"], "--devices"),
             (["demo", "--readings", "x.csv"], "go together"),
             (["demo", "--readings", "x.csv", "--models", "/nope"], "--models"),
-            (["simulate"], "--out"),
+            (["simulate"], "either --out"),
             (["fleet", "train", "--gamma", "wide"], "--gamma"),
             (["fleet", "train", "--features", "mean,mood"], "mood"),
             (["fleet", "train", "--features", "mean,mean"], "once"),
@@ -840,7 +868,7 @@ class TestDemo:
         self, data: Path
     ) -> None:
         command = [*COMMAND, "--data", str(data), *DEMO, "--json"]
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=clean_environment(),

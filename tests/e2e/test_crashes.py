@@ -16,6 +16,7 @@ from sqlalchemy import event
 
 from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
+from scoring.adapters.event_log import FolderEventLog
 from scoring.bootstrap import App, nonce
 from scoring.errors import NotFound
 from scoring.fleet import Model, Training, score_part, train_model
@@ -176,7 +177,7 @@ def _watch_statements(app: App, faults: Faults) -> None:
         original(connection)
         faults.point()
 
-    engine.dialect.do_commit = commit  # type: ignore[method-assign]
+    engine.dialect.do_commit = commit  # type: ignore[assignment, method-assign]
 
 
 def _batch(partition: str, numbers: list[int], minutes: float) -> EventBatch:
@@ -204,7 +205,7 @@ def _script(app: App) -> None:
         ingest(batch)
     ingest(_batch("0", [*range(30, 60)], 1))  # 20-29 never came
     _run(app, START + timedelta(minutes=5))
-    app.event_log.append(_batch("0", [*range(20, 30)], 0.2))
+    FolderEventLog(app.folder / "events").append(_batch("0", [*range(20, 30)], 0.2))
     app.repair_gaps()
     ingest(_batch("1", [*range(15, 40)], 0))  # some of them again, some late
     _run(app, START + timedelta(minutes=10))
@@ -213,8 +214,8 @@ def _script(app: App) -> None:
 def _run(app: App, now: datetime) -> None:
     for run in app.submit.store.active_runs():
         app.see_through(run, lambda: now, lambda done, total: None)
-    if run := app.submit("test", _fleet(app), now, nonce()):
-        app.see_through(run, lambda: now, lambda done, total: None)
+    if new := app.submit("test", _fleet(app), now, nonce()):
+        app.see_through(new, lambda: now, lambda done, total: None)
 
 
 def _fleet(app: App) -> str:

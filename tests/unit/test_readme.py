@@ -1,4 +1,4 @@
-"""The README's table of settings is that of the code: ``python -m tests.unit.test_readme`` makes it."""
+"""The README shows the settings of the code; ``python -m tests.unit.test_readme`` makes it so."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -13,8 +13,11 @@ END = "<!-- /settings -->"
 def table() -> str:
     """Give the table as Markdown."""
     rows = [
-        f"| `{PREFIX}{one.name.upper()}` | {_code(one.metadata['default'])} | {one.metadata['doc']} |"
-        for one in fields(Settings)
+        f"| `{name}` | {_code(default)} | {doc} |"
+        for name, default, doc in (
+            (PREFIX + one.name.upper(), one.metadata["default"], one.metadata["doc"])
+            for one in fields(Settings)
+        )
     ]
     return "\n".join(["| Variable | Default | What it is |", "|---|---|---|", *rows, ""])
 

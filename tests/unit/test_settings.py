@@ -42,6 +42,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
 def test_every_setting_can_be_set() -> None:
     texts = {
         "DATA": "/tmp/x",  # noqa: S108 a name only, nothing is written
+        "DATABASE": "postgresql://server/store",
+        "STORAGE": "https://account.blob.core.windows.net",
+        "CONTAINER": "elsewhere",
+        "EVENT_HUB": "readings",
+        "EVENT_HUB_CONNECTION": "Endpoint=sb://fleet",
+        "EVENT_HUB_NAMESPACE": "fleet.servicebus.windows.net",
+        "EVENT_HUB_CONSUMER_GROUP": "mine",
+        "EVENT_HUB_REPAIR_GROUP": "other",
         "WINDOW": "10s",
         "ALLOWED_LATENESS": "1s",
         "IDLE_TIMEOUT": "2s",
@@ -63,6 +71,14 @@ def test_every_setting_can_be_set() -> None:
 
     assert loaded == Settings(
         data=Path(texts["DATA"]),
+        database="postgresql://server/store",
+        storage="https://account.blob.core.windows.net",
+        container="elsewhere",
+        event_hub="readings",
+        event_hub_connection="Endpoint=sb://fleet",
+        event_hub_namespace="fleet.servicebus.windows.net",
+        event_hub_consumer_group="mine",
+        event_hub_repair_group="other",
         window=10 * SECOND,
         allowed_lateness=SECOND,
         idle_timeout=2 * SECOND,

@@ -263,7 +263,7 @@ class TestInit:
         )
         command = [sys.executable, "-c", program, path, *arguments(fleet, tmp_path)]
 
-        result = subprocess.run(  # noqa: S603 - our own program
+        result = subprocess.run(
             command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
         )
 

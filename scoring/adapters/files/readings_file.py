@@ -39,8 +39,13 @@ class ReadingsFile:
         What the fields are called in the bodies, for the decoder.
     partitions
         Ids, ascending.
+    size, digest
+        Of the content in bytes, and what it is known by.
     enqueued_time
-        Of all events, epoch microseconds UTC.
+        Of the events that were not applied before, epoch microseconds UTC.
+    applied
+        By partition, the last sequence number that was applied before, and when that arrived: a
+        file that was touched, copied or grown since must not seem to be another one.
     progress
         Of the event batches being read; its total is that of all passes.
     """
@@ -60,10 +65,11 @@ class ReadingsFile:
         self.partitions = tuple(map(str, range(partitions)))
         self.enqueued_time = enqueued_time
         # All that the partitions and sequence numbers depend on.
-        salt = json.dumps([file_format, partitions, *astuple(columns)]).encode()
-        digest, self._size = source.digest(salt)
-        self.hub = f"file-{digest[:12]}"
-        self.progress = Progress(total=self._size)
+        self._salt = json.dumps([file_format, partitions, *astuple(columns)]).encode()
+        self.digest, self.size = source.digest(self._salt)
+        self.hub = f"file-{self.digest[:12]}"
+        self.applied: Mapping[str, tuple[int, int]] = {}
+        self.progress = Progress(total=self.size)
 
     @classmethod
     def open(
@@ -134,8 +140,32 @@ class ReadingsFile:
         if unknown := {one for wanted in passes for one in wanted} - set(self.partitions):
             message = f"no partition {', '.join(sorted(unknown))}; there are {self.partitions}"
             raise BadInput(message)
-        self.progress = Progress(total=self._size * len(passes))
+        self.progress = Progress(total=self.size * len(passes))
         return self._passes(passes, batch_size, dict(start_after or {}))
+
+    def recognise(self, known: Mapping[str, tuple[int, str]]) -> None:
+        """Take the hub of the file that this one has grown from, if it is known.
+
+        Parameters
+        ----------
+        known
+            Size in bytes and digest of files by their hubs.
+
+        Raises
+        ------
+        UnreadableSource
+            What was the last line then is a part of a longer one now.
+        """
+        digests = self._source.digests(self._salt, {size for size, _ in known.values()})
+        grown = {hub: size for hub, (size, digest) in known.items() if digests.get(size) == digest}
+        if not grown:
+            return
+        self.hub = max(grown, key=lambda hub: grown[hub])
+        if not self._source.ends_line_at(grown[self.hub]):
+            self._source.refuse(
+                "was ingested when its last line was not yet whole: ingest the new lines by"
+                " themselves"
+            )
 
     def close(self) -> None:
         """Remove the copy of standard input, where that was read."""
@@ -162,6 +192,7 @@ class ReadingsFile:
                 _Buffer(
                     Partition(self.hub, one),
                     self.enqueued_time,
+                    self.applied.get(one, (-1, 0)),
                     start_after.get(one, -1) + 1 if one in wanted else sys.maxsize,
                 )
                 for one in self.partitions
@@ -172,7 +203,7 @@ class ReadingsFile:
         """Begin a pass over the file; raises at once where nothing in it could be read."""
         events = csv_events if self.format is FileFormat.CSV else ndjson_events
         try:
-            return events(self._source.lines(self._size, progress), self._columns)
+            return events(self._source.lines(self.size, progress), self._columns)
         except UnreadableSource as error:
             self._source.refuse(str(error), error)
 
@@ -183,6 +214,8 @@ class _Buffer:
 
     Attributes
     ----------
+    applied
+        The last number that was applied before, and the enqueued time of those up to it.
     skipped
         How many of its first events are not wanted.
     seen
@@ -191,6 +224,7 @@ class _Buffer:
 
     partition: Partition
     enqueued_time: int
+    applied: tuple[int, int]
     skipped: int
     seen: int = 0
     bodies: list[bytes] = field(default_factory=list)
@@ -198,7 +232,8 @@ class _Buffer:
     def flush(self) -> EventBatch:
         numbers = np.arange(self.seen - len(self.bodies), self.seen, dtype=np.int64)
         bodies, self.bodies = self.bodies, []
-        enqueued = np.full(len(bodies), self.enqueued_time, dtype=np.int64)
+        last, arrived = self.applied
+        enqueued = np.where(numbers <= last, arrived, self.enqueued_time)
         return EventBatch(self.partition, numbers, enqueued, bodies)
 
 

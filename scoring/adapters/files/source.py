@@ -6,7 +6,7 @@ import io
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,27 @@ class Source:
                 digest.update(block)
                 size += len(block)
         return digest.hexdigest(), size
+
+    def digests(self, salt: bytes, sizes: Collection[int]) -> dict[int, str]:
+        """Give the digests of the content's beginnings of some sizes, in bytes, that it reaches."""
+        digest, done, found = hashlib.sha256(salt), 0, {}
+        with self._content() as content:
+            for size in sorted(sizes):
+                while done < size and (block := content.read(min(_BLOCK, size - done))):
+                    digest.update(block)
+                    done += len(block)
+                if done == size:
+                    found[size] = digest.hexdigest()
+        return found
+
+    def ends_line_at(self, size: int) -> bool:
+        """Whether no line is cut in two by taking the content's first `size` bytes."""
+        with self._content() as content:
+            left = size - 1
+            while left > 0 and (block := content.read(min(_BLOCK, left))):
+                left -= len(block)
+            last, following = content.read(1), content.read(1)
+        return last == b"\n" or following in {b"", b"\n"}
 
     def lines(self, size: int, progress: Progress) -> Iterator[bytes]:
         """Give the lines, without their line feeds, of the content's first `size` bytes.
