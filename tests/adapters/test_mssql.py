@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.dialects import mssql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from scoring.adapters.sql import bulk
+from scoring.adapters.sql import bulk, engines
 from scoring.adapters.sql.bulk.mssql import statements
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.schema import metadata
@@ -61,7 +61,10 @@ def test_every_table_and_index_compiles(table: object) -> None:
     assert not [word for word in FORBIDDEN if word in " ".join([created, *indexes]).upper()]
 
 
-def test_a_server_that_is_not_there_is_transient_and_no_secret_is_told() -> None:
+def test_a_server_that_is_not_there_is_transient_and_no_secret_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engines, "CONNECT_TIMEOUT", 1)
     database = Database(connection_string(free_port()))
 
     with pytest.raises(Transient, match="not reachable") as caught, database.read() as connection:

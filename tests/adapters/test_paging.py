@@ -1,12 +1,14 @@
 """Every page of every list begins where an index says, and is not sorted or searched for."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.schema import metadata
 from scoring.queries import AnomalyFilter
@@ -50,10 +52,12 @@ def plans(database: Database, ask: Callable[[SqlQueries], object]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_a_page_is_found_by_an_index(database: Database, name: str) -> None:
-    if not database.url.startswith("sqlite"):
-        pytest.skip("the plan of an empty table says nothing elsewhere")
+def test_a_page_is_found_by_an_index(tmp_path: Path, name: str) -> None:
+    # SQLite's plans alone do not depend on what is in the tables.
+    database = Database.file(tmp_path / "store.db")
+    migrate(database)
     steps = plans(database, ASKED[name])
+    database.close()
 
     assert any(step.startswith("SEARCH") for step in steps)
     for step in steps:
