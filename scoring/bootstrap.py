@@ -13,6 +13,7 @@ from threading import Event, Lock, RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from scoring import instants
 from scoring.adapters.blobs import FolderBlobs, storage_errors
 from scoring.adapters.environment import environment
 from scoring.adapters.event_log import FolderEventLog
@@ -24,6 +25,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
+from scoring.adapters.telemetry import Telemetry, show_facts, telemetry
 from scoring.errors import Conflict, NotFound, ScoringError
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
@@ -35,7 +37,7 @@ from scoring.handlers.watch import WatchRuns
 from scoring.ports import Blobs, EventLog
 from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunState, ScoringRun
-from scoring.settings import DEFAULT_WINDOW, Settings, host_variables
+from scoring.settings import APPLICATION_INSIGHTS, DEFAULT_WINDOW, Settings, host_variables
 
 POLL = 0.05
 """Seconds between two looks at a run of this process."""
@@ -320,9 +322,10 @@ class HostedApp(App):
     part that could not be built is tried again by the next one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, telemetry: Telemetry | None = None) -> None:
         self._building = RLock()
         super().__init__(settings)
+        self.telemetry = telemetry or Telemetry()
 
     def __getattribute__(self, name: str) -> Any:
         """Give a part, or wait for whoever is building one: `cached_property` has no lock."""
@@ -341,6 +344,8 @@ class HostedApp(App):
         with self._invocation("ingest.batch", **facts) as said:
             outcome = self.ingest()(batch)
             said.update(_facts(outcome))
+        lag = instants.of(now()) - int(batch.enqueued_times.max())
+        self.telemetry.lag(lag / instants.SECOND, facts)
         return outcome
 
     def repair(self, *, past_due: bool = False) -> IngestOutcome:
@@ -361,8 +366,12 @@ class HostedApp(App):
                 log.warning("submit.no_fleet", extra={"cause": str(error)})
                 said["run"] = None
                 return None
+            # What was applied by then: this is how an event batch is followed to its run.
+            applied = self.ingest_store.applied(self.settings.event_hub)
             run = self.submit("timer", version, now(), nonce())
             said |= {"run": run and run.run_id, "state": run and run.state.value}
+            if run:
+                said["applied"] = {partition: mark for partition, (mark, _) in applied.items()}
         return run
 
     def watch_active(self, *, past_due: bool = False) -> list[ScoringRun]:
@@ -370,6 +379,7 @@ class HostedApp(App):
         with self._invocation("watch.runs", past_due=past_due) as said:
             runs = self.watch(now(), nonce())
             said["runs"] = {run.run_id: run.state.value for run in runs}
+        self.telemetry.watched(runs, self.queries.run)
         return runs
 
     def index_blob(self, path: str) -> bool:
@@ -383,10 +393,11 @@ class HostedApp(App):
     def _invocation(self, event: str, **facts: Any) -> Iterator[dict[str, Any]]:
         """Log one line, whatever becomes of the invocation; what is raised goes on to the host."""
         begin, level = perf_counter(), logging.INFO
+        failure: Exception | None = None
         try:
             yield facts
         except Exception as error:
-            level = logging.ERROR
+            level, failure = logging.ERROR, error
             facts |= {"error": type(error).__name__, "cause": str(error)}
             if isinstance(error, Conflict):
                 self._forget_window()
@@ -394,6 +405,9 @@ class HostedApp(App):
         finally:
             facts["milliseconds"] = round((perf_counter() - begin) * 1000, 3)
             log.log(level, event, extra=facts)
+            self.telemetry.invocation(event, facts, failure)
+            # Its traceback holds this frame, and all that the frames below hold.
+            failure = None
 
     def _forget_window(self) -> None:
         """Ask again for the windows' size, which may be another one since they were rebuilt."""
@@ -408,7 +422,11 @@ def _facts(outcome: IngestOutcome) -> dict[str, Any]:
 
 @cache
 def _hosted_app() -> HostedApp:
-    return HostedApp(Settings.load(host_variables(environment())))
+    variables = environment()
+    # The host hands on the text of log records only.
+    show_facts(logging.getLogger())
+    settings = Settings.load(host_variables(variables))
+    return HostedApp(settings, telemetry(variables.get(APPLICATION_INSIGHTS, "")))
 
 
 def hosted_app() -> HostedApp:

@@ -206,6 +206,7 @@ class HostSettings:
         problems = _missing(mapping)
         problems += _none_of("BLOB_TRIGGER_SOURCE", host.blob_source, _BLOB_SOURCES)
         problems += _none_of("API_AUTH_LEVEL", host.auth_level, _AUTH_LEVELS)
+        problems += _no_insights(mapping.get(APPLICATION_INSIGHTS, ""))
         try:
             settings = Settings.load(host_variables(mapping))
         except Misconfigured as error:
@@ -216,6 +217,9 @@ class HostSettings:
             raise Misconfigured(problems)
         return host
 
+
+APPLICATION_INSIGHTS = "APPLICATIONINSIGHTS_CONNECTION_STRING"
+"""Where telemetry goes; empty is nowhere. The host's own variable, which holds a secret."""
 
 _BLOB_SOURCES = ("EventGrid", "LogsAndContainerScan")
 _AUTH_LEVELS = ("function", "anonymous", "admin")
@@ -255,6 +259,13 @@ def _missing(mapping: Mapping[str, str]) -> list[str]:
 
 def _none_of(name: str, text: str, known: tuple[str, ...]) -> list[str]:
     return [] if text in known else [f"{name}: {text!r} is none of {', '.join(known)}"]
+
+
+def _no_insights(text: str) -> list[str]:
+    # The exporter would say so only when the first trigger fires.
+    if not text or re.search(r"InstrumentationKey=[0-9a-f]{8}(-[0-9a-f]{4}){3}-", text, re.I):
+        return []
+    return [f"{APPLICATION_INSIGHTS}: it has no InstrumentationKey"]
 
 
 DEFAULT_WINDOW = 5 * 60 * instants.SECOND

@@ -1,0 +1,357 @@
+"""Telemetry: what an app's invocations export, and that they export nothing unasked."""
+
+import gzip
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from scoring import instants
+from scoring.adapters.telemetry import FactsFormatter, OpenTelemetry, show_facts, span_context
+from scoring.bootstrap import HostedApp
+from scoring.errors import BadInput, Misconfigured
+from scoring.fleet import Model, Training, train_model
+from scoring.readings import EventBatch, Partition
+from scoring.settings import HostSettings, Settings
+from tests.adapters.engines import eventually
+from tests.worker.host import SETTINGS
+
+BEGIN = 1_577_836_800 * instants.SECOND
+"""2020-01-01: long final, whatever the clock says."""
+
+HUSH = "c2VjcmV0"
+KEY = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass
+class Seen:
+    """What was exported."""
+
+    spans_exporter: InMemorySpanExporter
+    reader: InMemoryMetricReader
+
+    def spans(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.spans_exporter.get_finished_spans() if span.name == name]
+
+    def span(self, name: str) -> ReadableSpan:
+        (span,) = self.spans(name)
+        return span
+
+    def points(self, name: str) -> list[Any]:
+        data = self.reader.get_metrics_data()
+        return [
+            point
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == f"scoring.{name}"
+            for point in metric.data.data_points
+        ]
+
+    def total(self, name: str) -> float:
+        return float(sum(point.value for point in self.points(name)))
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen(InMemorySpanExporter(), InMemoryMetricReader())
+
+
+@pytest.fixture
+def app(tmp_path: Path, seen: Seen) -> Iterator[HostedApp]:
+    settings = Settings.load(
+        {
+            "SCORING_DATA": str(tmp_path / "data"),
+            "SCORING_WINDOW": "1min",
+            "SCORING_PROCESSES": "1",
+            "SCORING_EVENT_HUB": "readings",
+            "SCORING_EVENT_HUB_CONNECTION": (
+                "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=k;"
+                f"SharedAccessKey={HUSH};UseDevelopmentEmulator=true"
+            ),
+        }
+    )
+    traces = TracerProvider()
+    traces.add_span_processor(SimpleSpanProcessor(seen.spans_exporter))
+    metrics = MeterProvider([seen.reader])
+    app = HostedApp(settings, OpenTelemetry(traces, metrics))
+    with app:
+        yield app
+    traces.shutdown()
+    metrics.shutdown()
+
+
+def batch(first: int, *bodies: bytes) -> EventBatch:
+    numbers = np.arange(first, first + len(bodies))
+    return EventBatch(
+        Partition("readings", "0"), numbers, BEGIN + numbers * instants.SECOND, list(bodies)
+    )
+
+
+def reading(minute: int) -> bytes:
+    text = f"2020-01-01T00:{minute:02}:30Z"
+    return json.dumps({"device": "d1", "sensor": "s1", "ts": text, "value": minute}).encode()
+
+
+def completed_run(app: HostedApp) -> str:
+    """Take readings through a run to its indexed part, as the triggers do; gives the run's id."""
+    model = train_model(np.random.default_rng(1).normal(3, 2, (40, 1)), Training())
+    app.shelf.publish([Model("d1", "s1", model)], ("mean",), instants.moment(BEGIN))
+    app.ingest_events(batch(0, *(reading(0) for _ in range(3))))
+    run = app.submit_pending()
+    assert run is not None
+    part = app.folder / "blobs" / run.prediction_prefix / "part-00000.parquet"
+    eventually(part.exists)
+    app.index_blob(f"scoring/{run.prediction_prefix}part-00000.parquet")
+    eventually(lambda: any(one.state.is_terminal for one in app.watch_active()))
+    return run.run_id
+
+
+def trace_of(span: ReadableSpan) -> int:
+    assert span.context is not None
+    return int(span.context.trace_id)
+
+
+def test_submit_watch_and_index_of_a_run_share_a_trace(app: HostedApp, seen: Seen) -> None:
+    run = completed_run(app)
+
+    looks = seen.spans("watch.run")
+    spans = [seen.span("submit.run"), seen.span("index.part"), *looks]
+    assert {trace_of(span) for span in spans} == {span_context(run).trace_id}
+    assert {(span.attributes or {})["scoring.run"] for span in spans} == {run}
+    assert (looks[-1].attributes or {})["scoring.state"] == "completed"
+    # Each look at the run and the invocation that looked lead to each other.
+    whole = seen.spans("watch.runs")[-1]
+    assert [link.context.trace_id for link in whole.links] == [span_context(run).trace_id]
+    assert [link.context for link in looks[-1].links] == [whole.context]
+
+
+def test_an_event_batch_is_followed_to_its_run_by_its_numbers(app: HostedApp, seen: Seen) -> None:
+    completed_run(app)
+
+    told = seen.span("ingest.batch").attributes or {}
+    assert told["scoring.partition"] == "0"
+    assert (told["scoring.first_sequence"], told["scoring.last_sequence"]) == (0, 2)
+    assert (seen.span("submit.run").attributes or {})["scoring.applied.0"] == 2
+
+
+def test_a_redelivered_event_batch_is_of_the_same_trace(app: HostedApp, seen: Seen) -> None:
+    for _ in range(2):
+        app.ingest_events(batch(0, reading(0)))
+    app.ingest_events(batch(1, reading(1)))
+
+    first, again, other = map(trace_of, seen.spans("ingest.batch"))
+
+    assert first == again != other
+
+
+def test_a_span_lasts_as_long_as_its_invocation(app: HostedApp, seen: Seen) -> None:
+    app.ingest_events(batch(0, reading(0)))
+
+    span = seen.span("ingest.batch")
+    assert span.start_time is not None
+    assert span.end_time is not None
+    milliseconds = float((span.attributes or {})["scoring.milliseconds"])  # type: ignore[arg-type]
+    assert (span.end_time - span.start_time) / 1e6 == pytest.approx(milliseconds, abs=0.01)
+
+
+def test_counters_add_up(app: HostedApp, seen: Seen) -> None:
+    app.ingest_events(batch(0, reading(0), b"no", b""))
+    app.ingest_events(batch(0, reading(0), b"no", b""))
+    app.ingest_events(batch(7, reading(2)))
+    app.ingest_events(batch(4, reading(3)))
+
+    totals = {name: seen.total(name) for name in ("events", "duplicates", "readings", "missing")}
+    assert totals == {"events": 8, "duplicates": 3, "readings": 3, "missing": 3}
+    reasons = {point.attributes["reason"]: point.value for point in seen.points("rejects")}
+    assert reasons == {"not_json": 1, "empty_body": 1}
+    (lag,) = seen.points("lag")
+    assert (lag.count, lag.attributes["partition"]) == (4, "0")
+    # Enqueued in 2020, and the clock is past 2026.
+    assert lag.min > 6 * 365 * 86400
+
+
+def test_a_run_that_ended_is_counted_once(app: HostedApp, seen: Seen) -> None:
+    run = completed_run(app)
+    app.watch_active()
+
+    summary = app.queries.run(run)
+    assert seen.total("predictions") == summary.indexed == 1
+    assert seen.total("anomalies") == summary.anomalies
+    assert [(p.value, p.attributes["state"]) for p in seen.points("runs")] == [(1, "completed")]
+    (duration,) = seen.points("run_duration")
+    assert duration.sum > 0
+
+
+def test_errors_are_recorded(app: HostedApp, seen: Seen) -> None:
+    with pytest.raises(BadInput):
+        app.index_blob("scoring/predictions/r1/notes.txt")
+
+    span = seen.span("index.part")
+    (event,) = span.events
+    assert span.status.status_code == StatusCode.ERROR
+    assert (event.name, (event.attributes or {})["exception.type"]) == ("exception", "BadInput")
+    (failures,) = seen.points("failures")
+    assert (failures.value, failures.attributes) == (
+        1, {"event": "index.part", "error": "BadInput"},
+    )  # fmt: skip
+
+
+def test_neither_bodies_nor_secrets_are_exported(
+    app: HostedApp, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        message = f"INSERT failed: {HUSH} payload-of-a-device"
+        raise RuntimeError(message)
+
+    completed_run(app)
+    app.ingest_events(batch(3, b'{"device": "payload-of-a-device"}', b"payload-of-a-device"))
+    monkeypatch.setattr(HostedApp, "ingest", broken)
+    with pytest.raises(RuntimeError):
+        app.ingest_events(batch(5, b"payload-of-a-device"))
+
+    exported = "".join(span.to_json() for span in seen.spans_exporter.get_finished_spans())
+    data = seen.reader.get_metrics_data()
+    exported += data.to_json() if data else ""
+    assert "RuntimeError" in exported
+    assert HUSH not in exported
+    assert "payload-of-a-device" not in exported
+
+
+# Of a process
+
+
+RUN_ONE = """
+import json, sys
+from scoring.bootstrap import hosted_app
+with hosted_app() as app:
+    app.repair()
+    try:
+        app.index_blob("scoring/predictions/r1/notes.txt")
+    except Exception:
+        pass
+print(json.dumps([name for name in sys.modules if name.startswith("opentelemetry.sdk")]))
+"""
+
+
+def modules_of_a_process(folder: Path, **variables: str) -> list[str]:
+    """Give the SDK's modules that a process loads which invokes something."""
+    given = {"PATH": os.defpath, "SCORING_DATA": str(folder), "TMPDIR": str(folder)} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ONE],
+        env=given,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    # The log lines of our own error, and no complaint of an exporter.
+    assert "Traceback" not in done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture
+def insights() -> Iterator[tuple[str, list[str]]]:
+    """Give the connection string of an ingestion endpoint, and what it was sent."""
+    sent: list[str] = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["content-length"]))
+            is_packed = self.headers.get("content-encoding") == "gzip"
+            sent.append((gzip.decompress(data) if is_packed else data).decode())
+            answer = b'{"itemsReceived": 1, "itemsAccepted": 1, "errors": []}'
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        yield f"InstrumentationKey={KEY};IngestionEndpoint={url};LiveEndpoint={url}", sent
+        server.shutdown()
+        thread.join()
+
+
+def test_without_the_setting_nothing_is_loaded_that_could_export(tmp_path: Path) -> None:
+    assert modules_of_a_process(tmp_path) == []
+
+
+def test_with_the_setting_spans_and_metrics_go_to_azure_monitor(
+    tmp_path: Path, insights: tuple[str, list[str]]
+) -> None:
+    connection, sent = insights
+
+    loaded = modules_of_a_process(
+        tmp_path,
+        APPLICATIONINSIGHTS_CONNECTION_STRING=connection,
+        # These go to Microsoft, and not to the endpoint.
+        APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL="true",
+    )
+
+    text = "".join(sent)
+    assert loaded
+    assert all(name in text for name in ("repair.gaps", "index.part", "scoring.failures"))
+    assert "BadInput" in text
+
+
+@pytest.mark.parametrize("text", ["nonsense", "IngestionEndpoint=https://x.example/"])
+def test_a_connection_string_without_key_stops_the_start_and_is_not_repeated(text: str) -> None:
+    with pytest.raises(Misconfigured, match="APPLICATIONINSIGHTS_CONNECTION_STRING") as stopped:
+        HostSettings.load(SETTINGS | {"APPLICATIONINSIGHTS_CONNECTION_STRING": text})
+
+    assert text not in str(stopped.value)
+
+
+# Log lines
+
+
+def record(name: str, **facts: Any) -> logging.LogRecord:
+    return logging.getLogger(name).makeRecord(
+        name, logging.INFO, "", 0, "ingest.batch", (), None, extra=facts
+    )
+
+
+def test_facts_are_shown_in_the_text_of_our_records_only() -> None:
+    formatter = FactsFormatter(logging.Formatter("%(levelname)s %(message)s"))
+
+    ours = formatter.format(record("scoring.hosted", events=3, rejects={"not_json": 1}))
+    bare = formatter.format(record("scoring.hosted"))
+    other = formatter.format(record("azure.core", token=HUSH))
+
+    assert ours == 'INFO ingest.batch {"events": 3, "rejects": {"not_json": 1}}'
+    assert bare == other == "INFO ingest.batch"
+
+
+def test_showing_facts_twice_shows_them_once() -> None:
+    logger = logging.getLogger("a_host")
+    logger.addHandler(handler := logging.StreamHandler())
+
+    show_facts(logger)
+    show_facts(logger)
+    logger.removeHandler(handler)
+
+    assert handler.format(record("scoring.hosted", new=True)) == 'ingest.batch {"new": true}'
