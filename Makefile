@@ -4,13 +4,17 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test e2e check bench lock clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto $(ARGS)
+
+# The function app on real parts; PostgreSQL and Azurite (`npm install azurite`) must be there.
+e2e: $(VENV)/.dev
+	$(PY) -m pytest tests/e2e/test_real_parts.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(PY) -m ruff check .
