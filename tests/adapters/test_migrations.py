@@ -79,8 +79,11 @@ class TestMigrations:
         with described.write() as connection:
             metadata.create_all(connection)
 
-        assert statements(database) == statements(described)
+        found, expected = statements(database), statements(described)
+        database.close()
         described.close()
+
+        assert found == expected
 
     def test_a_database_that_is_there_already_is_left_alone(self, database: Database) -> None:
         deliver(database, [0, 5])
