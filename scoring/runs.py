@@ -46,19 +46,6 @@ _NEXT: dict[RunState, frozenset[RunState]] = {
 }
 
 
-def check_transition(run_id: str, current: RunState, new: RunState) -> None:
-    """Raise unless `new` may follow `current`.
-
-    Raises
-    ------
-    Conflict
-        Naming the run and both states.
-    """
-    if new not in _NEXT[current]:
-        message = f"run {run_id} is {current} and cannot become {new}"
-        raise Conflict(message)
-
-
 def may_follow(new: RunState) -> tuple[RunState, ...]:
     """All states that `new` may follow: what a conditional update asks for."""
     return tuple(state for state in RunState if new in _NEXT[state])
