@@ -39,7 +39,7 @@ def ingest_readings(
 ) -> None:
     """Apply an event batch, once however often it comes."""
     from scoring.adapters.event_hub.trigger import trigger_batch
-    from scoring.bootstrap import hosted_app
+    from scoring.hosting import hosted_app
 
     hosted_app().ingest_events(trigger_batch(events, HOST.hub))
 
@@ -47,7 +47,7 @@ def ingest_readings(
 @app.timer_trigger(arg_name="timer", schedule="%REPAIR_SCHEDULE%", use_monitor=True)
 def repair_gaps(timer: func.TimerRequest) -> None:
     """Read again what the host skipped."""
-    from scoring.bootstrap import hosted_app
+    from scoring.hosting import hosted_app
 
     hosted_app().repair(past_due=timer.past_due)
 
@@ -55,7 +55,7 @@ def repair_gaps(timer: func.TimerRequest) -> None:
 @app.timer_trigger(arg_name="timer", schedule="%SUBMIT_SCHEDULE%", use_monitor=True)
 def submit_scoring_run(timer: func.TimerRequest) -> None:
     """Make a run of what is final and pending, if anything is."""
-    from scoring.bootstrap import hosted_app
+    from scoring.hosting import hosted_app
 
     hosted_app().submit_pending(past_due=timer.past_due)
 
@@ -63,7 +63,7 @@ def submit_scoring_run(timer: func.TimerRequest) -> None:
 @app.timer_trigger(arg_name="timer", schedule="%WATCH_SCHEDULE%", use_monitor=True)
 def watch_runs(timer: func.TimerRequest) -> None:
     """Bring every active run as far as it can come now."""
-    from scoring.bootstrap import hosted_app
+    from scoring.hosting import hosted_app
 
     hosted_app().watch_active(past_due=timer.past_due)
 
@@ -76,7 +76,7 @@ def watch_runs(timer: func.TimerRequest) -> None:
 )
 def index_predictions(blob: func.InputStream) -> None:
     """Index a prediction part."""
-    from scoring.bootstrap import hosted_app
+    from scoring.hosting import hosted_app
 
     hosted_app().index_blob(str(blob.name))
 
@@ -93,6 +93,6 @@ async def api(req: func.HttpRequest, context: func.Context) -> func.HttpResponse
 @cache
 def _middleware() -> func.AsgiMiddleware:
     from scoring.api import create_api
-    from scoring.bootstrap import hosted_app
+    from scoring.hosting import hosted_app
 
     return func.AsgiMiddleware(create_api(hosted_app()))  # type: ignore[no-untyped-call]

@@ -1,19 +1,14 @@
 """The composition root: settings to adapters to handlers, built once, on first use."""
 
-import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from os import cpu_count
 from pathlib import Path
-from threading import Event, Lock, RLock
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING
 
-from scoring import instants
 from scoring.adapters.blobs import FolderBlobs, storage_errors
 from scoring.adapters.environment import environment
 from scoring.adapters.event_log import FolderEventLog
@@ -25,8 +20,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
-from scoring.adapters.telemetry import Telemetry, show_facts, telemetry
-from scoring.errors import Conflict, NotFound, ScoringError
+from scoring.errors import ScoringError
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
@@ -35,16 +29,12 @@ from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
 from scoring.ports import Blobs, EventLog
-from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
+from scoring.readings import FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunState, ScoringRun
-from scoring.settings import APPLICATION_INSIGHTS, DEFAULT_WINDOW, Settings, host_variables
+from scoring.settings import DEFAULT_WINDOW, Settings
 
 POLL = 0.05
 """Seconds between two looks at a run of this process."""
-
-_HOSTING = Lock()
-
-log = logging.getLogger("scoring.hosted")
 
 if TYPE_CHECKING:
     from scoring.adapters.event_hub.connection import EventHub
@@ -313,123 +303,3 @@ def open_app(data: Path | None = None, **overrides: str) -> App:
     if data is not None:
         overrides["SCORING_DATA"] = str(data)
     return App(settings_from_environment(**overrides))
-
-
-class HostedApp(App):
-    """The system under the Functions host: one method a trigger, one log line an invocation.
-
-    Triggers and requests come in many threads at once: each part is built once all the same. A
-    part that could not be built is tried again by the next one.
-    """
-
-    def __init__(self, settings: Settings, telemetry: Telemetry | None = None) -> None:
-        self._building = RLock()
-        super().__init__(settings)
-        self.telemetry = telemetry or Telemetry()
-
-    def __getattribute__(self, name: str) -> Any:
-        """Give a part, or wait for whoever is building one: `cached_property` has no lock."""
-        with object.__getattribute__(self, "_building"):
-            return super().__getattribute__(name)
-
-    def ingest_events(self, batch: EventBatch) -> IngestOutcome:
-        """Apply an event batch."""
-        numbers = batch.sequence_numbers
-        facts = {
-            "hub": batch.partition.hub,
-            "partition": batch.partition.id,
-            "first_sequence": int(numbers.min()),
-            "last_sequence": int(numbers.max()),
-        }
-        with self._invocation("ingest.batch", **facts) as said:
-            outcome = self.ingest()(batch)
-            said.update(_facts(outcome))
-        lag = instants.of(now()) - int(batch.enqueued_times.max())
-        self.telemetry.lag(lag / instants.SECOND, facts)
-        return outcome
-
-    def repair(self, *, past_due: bool = False) -> IngestOutcome:
-        """Repair the gaps."""
-        with self._invocation("repair.gaps", past_due=past_due) as said:
-            outcome = self.repair_gaps()
-            said.update(_facts(outcome))
-        return outcome
-
-    def submit_pending(self, *, past_due: bool = False) -> ScoringRun | None:
-        """Make a run of all that is pending and final; none while there is no fleet."""
-        with self._invocation("submit.run", past_due=past_due) as said:
-            try:
-                version = self.shelf.current()
-            except NotFound as error:
-                # Windows stay pending: the first fleet finds them. An error every few minutes
-                # would only hide others.
-                log.warning("submit.no_fleet", extra={"cause": str(error)})
-                said["run"] = None
-                return None
-            # What was applied by then: this is how an event batch is followed to its run.
-            applied = self.ingest_store.applied(self.settings.event_hub)
-            run = self.submit("timer", version, now(), nonce())
-            said |= {"run": run and run.run_id, "state": run and run.state.value}
-            if run:
-                said["applied"] = {partition: mark for partition, (mark, _) in applied.items()}
-        return run
-
-    def watch_active(self, *, past_due: bool = False) -> list[ScoringRun]:
-        """Look at every active run once."""
-        with self._invocation("watch.runs", past_due=past_due) as said:
-            runs = self.watch(now(), nonce())
-            said["runs"] = {run.run_id: run.state.value for run in runs}
-        self.telemetry.watched(runs, self.queries.run)
-        return runs
-
-    def index_blob(self, path: str) -> bool:
-        """Index a prediction part; `path` begins with the container, as blob triggers tell it."""
-        name = path.partition("/")[2]
-        with self._invocation("index.part", blob=name) as said:
-            said["new"] = self.watch.index(name)
-        return bool(said["new"])
-
-    @contextmanager
-    def _invocation(self, event: str, **facts: Any) -> Iterator[dict[str, Any]]:
-        """Log one line, whatever becomes of the invocation; what is raised goes on to the host."""
-        begin, level = perf_counter(), logging.INFO
-        failure: Exception | None = None
-        try:
-            yield facts
-        except Exception as error:
-            level, failure = logging.ERROR, error
-            facts |= {"error": type(error).__name__, "cause": str(error)}
-            if isinstance(error, Conflict):
-                self._forget_window()
-            raise
-        finally:
-            facts["milliseconds"] = round((perf_counter() - begin) * 1000, 3)
-            log.log(level, event, extra=facts)
-            self.telemetry.invocation(event, facts, failure)
-            # Its traceback holds this frame, and all that the frames below hold.
-            failure = None
-
-    def _forget_window(self) -> None:
-        """Ask again for the windows' size, which may be another one since they were rebuilt."""
-        for part in ("window", "submit", "watch", "repair_gaps", "replay_rejects"):
-            self.__dict__.pop(part, None)
-
-
-def _facts(outcome: IngestOutcome) -> dict[str, Any]:
-    values = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
-    return values | {"rejects": {str(reason): n for reason, n in outcome.rejects.items()}}
-
-
-@cache
-def _hosted_app() -> HostedApp:
-    variables = environment()
-    # The host hands on the text of log records only.
-    show_facts(logging.getLogger())
-    settings = Settings.load(host_variables(variables))
-    return HostedApp(settings, telemetry(variables.get(APPLICATION_INSIGHTS, "")))
-
-
-def hosted_app() -> HostedApp:
-    """Give the system of this process of a function app: the same one every time."""
-    with _HOSTING:
-        return _hosted_app()

@@ -24,9 +24,9 @@ from opentelemetry.trace import StatusCode
 
 from scoring import instants
 from scoring.adapters.telemetry import FactsFormatter, OpenTelemetry, show_facts, span_context
-from scoring.bootstrap import HostedApp
 from scoring.errors import BadInput, Misconfigured
 from scoring.fleet import Model, Training, train_model
+from scoring.hosting import HostedApp
 from scoring.readings import EventBatch, Partition
 from scoring.settings import HostSettings, Settings
 from tests.adapters.engines import eventually
@@ -239,7 +239,7 @@ def test_neither_bodies_nor_secrets_are_exported(
 
 RUN_ONE = """
 import json, sys
-from scoring.bootstrap import hosted_app
+from scoring.hosting import hosted_app
 with hosted_app() as app:
     app.repair()
     try:

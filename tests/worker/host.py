@@ -329,7 +329,7 @@ class _Served:
     def stop(self) -> None:
         self.runtime.stop_threadpool_executor()
         self.loop.close()
-        from scoring.bootstrap import hosted_app  # noqa: PLC0415 - only here it is loaded anyway
+        from scoring.hosting import hosted_app  # noqa: PLC0415 - only here it is loaded anyway
 
         with hosted_app():
             pass

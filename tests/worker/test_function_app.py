@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from scoring import instants
-from scoring.bootstrap import App, HostedApp
+from scoring.bootstrap import App
 from scoring.errors import Misconfigured
 from scoring.fleet import Model, Training, train_model
+from scoring.hosting import HostedApp
 from scoring.settings import HostSettings, Settings
 from tests.adapters.engines import eventually
 from tests.amqp.hub import Hub
