@@ -1,0 +1,213 @@
+"""The command that plans: what a fleet costs to score on an autoscaling cluster."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scoring.cli.state import (
+    JsonFlag,
+    check_duration,
+    console,
+    plain,
+    show_json,
+    show_rows,
+)
+
+if TYPE_CHECKING:
+    from scoring.cli.measuring import Measured
+    from scoring.cli.plan_text import Planned
+    from scoring.planning import SizePlan
+
+NOT_INCLUDED = (
+    "disks, network, storage and its transactions, Event Hubs, SQL, the function app, retries,"
+    " preempted nodes, whether a node's memory holds the fleet"
+)
+
+
+def _time(help_: str) -> Any:
+    return typer.Option(help=help_, callback=check_duration)
+
+
+def _check_plot(path: Path | None) -> Path | None:
+    if path and path.suffix.lower() not in {".png", ".svg"}:
+        message = f"{str(path)!r} ends neither in .png nor in .svg"
+        raise typer.BadParameter(message)
+    if path and not path.parent.is_dir():
+        message = f"there is no folder {path.parent}"
+        raise typer.BadParameter(message)
+    return path
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(plan)
+
+
+def plan(
+    devices: Annotated[int, typer.Option(min=1, max=10**9, help="Devices.")],
+    sensors: Annotated[int, typer.Option(min=1, max=10**6, help="Sensors a device.")],
+    window: Annotated[str, _time("Window size.")] = "5min",
+    windows_per_hour: Annotated[
+        float | None, typer.Option(help="Of a sensor; overrides --window.")
+    ] = None,
+    every: Annotated[str, _time("From one run to the next.")] = "15min",
+    finish_within: Annotated[
+        str | None, _time("From a run's submission to its end at most; default: --every.")
+    ] = None,
+    rows_per_second: Annotated[
+        float | None, typer.Option(help="Rows a core scores; default: 200000, a careful guess.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this machine and plan with that.")
+    ] = False,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows an input part.")] = 20_000,
+    part_seconds: Annotated[
+        float, typer.Option(min=0, help="Network and book-keeping a part, a guess.")
+    ] = 1.0,
+    startup: Annotated[
+        str, _time("To allocate and boot a node and pull the image, a guess.")
+    ] = "5min",
+    billed_startup: Annotated[
+        str | None, _time("How much of --startup is billed; default: all.")
+    ] = None,
+    overhead: Annotated[
+        str, _time("Of a job: pipeline, processes that open the fleet; a guess.")
+    ] = "90s",
+    idle: Annotated[str, _time("How long the cluster keeps a node without work.")] = "120s",
+    max_nodes: Annotated[
+        int | None, typer.Option(min=1, help="The cluster's limit; default: none.")
+    ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(help="CSV: size,cores,memory_gb,price_per_hour; default: a sample."),
+    ] = None,
+    low_priority: Annotated[
+        bool, typer.Option("--low-priority", help="By the table's low_priority_per_hour.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw cost against runs a day: .png or .svg.", callback=_check_plot),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what a fleet costs to score on an autoscaling cluster: nodes, run length, money."""
+    from scoring.cli.plan_text import Planned
+    from scoring.cli.prices import SAMPLE, read_prices
+    from scoring.planning import ROWS_PER_SECOND, Demand, Planner, Speed, Timing, cheapest
+
+    if measure and rows_per_second is not None:
+        message = "give either --rows-per-second or --measure"
+        raise typer.BadParameter(message)
+    demand = Demand(
+        devices=devices,
+        sensors=sensors,
+        windows_per_hour=3600 / _seconds(window) if windows_per_hour is None else windows_per_hour,
+        interval=_seconds(every),
+        finish_within=_seconds(finish_within or every),
+    )
+    timing = Timing(
+        startup=_seconds(startup),
+        billed_startup=_seconds(billed_startup or startup),
+        overhead=_seconds(overhead),
+        idle=_seconds(idle),
+    )
+    rate = ROWS_PER_SECOND if rows_per_second is None else rows_per_second
+    speed = Speed(rows_per_second=rate, part_rows=part_rows, part_seconds=part_seconds)
+    table = read_prices(prices or SAMPLE, low_priority=low_priority)
+    # Last, for it takes some seconds: all that was given is in order.
+    measured = _measure(demand.windows_per_run, part_rows) if measure else None
+    if measured:
+        speed = replace(speed, rows_per_second=measured.rows_per_second)
+    planner = Planner(demand=demand, speed=speed, timing=timing, max_nodes=max_nodes)
+    sizes = planner(table.sizes)
+    origin = "measured" if measured else "assumed" if rows_per_second is None else "given"
+    _give(Planned(planner, sizes, cheapest(sizes), table, origin, measured), plot, as_json=as_json)
+
+
+def _give(planned: "Planned", plot: Path | None, *, as_json: bool) -> None:
+    if plot:
+        from scoring.cli.plot import draw
+
+        draw(planned, plot)
+    if as_json:
+        show_json(_document(planned))
+    else:
+        _show(planned)
+
+
+def _seconds(text: str) -> float:
+    from scoring.settings import duration
+
+    return duration(text) / 1e6
+
+
+def _measure(windows: int, part_rows: int) -> "Measured":
+    import os
+
+    from rich.console import Console
+
+    from scoring.cli.measuring import measure
+
+    with Console(stderr=True).status("measuring"):
+        return measure(os.cpu_count() or 1, windows, part_rows)
+
+
+def _document(planned: "Planned") -> dict[str, Any]:
+    from scoring.planning import HOURS_A_MONTH
+
+    planner, best, measured = planned.planner, planned.best, planned.measured
+    demand, speed, timing = planner.demand, planner.speed, planner.timing
+    prices = plain(planned.table)
+    del prices["sizes"]
+    return {
+        "demand": {
+            "devices": demand.devices,
+            "sensors_per_device": demand.sensors,
+            "models": demand.devices * demand.sensors,
+            "windows_per_hour": demand.windows_per_hour,
+            "interval_seconds": demand.interval,
+            "finish_within_seconds": demand.finish_within,
+            "rows_per_run": demand.rows,
+            "most_rows_per_run": demand.most_rows,
+            "core_seconds_per_run": speed.work(demand.rows),
+        },
+        "speed": {
+            "rows_per_second_per_core": speed.rows_per_second,
+            "origin": planned.origin,
+            "part_rows": speed.part_rows,
+            "part_seconds": speed.part_seconds,
+            "measured": measured and plain(measured),
+        },
+        "timing": {f"{name}_seconds": value for name, value in plain(timing).items()},
+        "max_nodes": planner.max_nodes,
+        "prices": prices,
+        "hours_per_month": HOURS_A_MONTH,
+        "sizes": [plain(one.size) | _estimates(one) for one in planned.sizes],
+        "cheapest": {"size": best.size.size.name, "mode": best.mode.value, **plain(best.estimate)},
+        "not_included": NOT_INCLUDED,
+    }
+
+
+def _estimates(one: "SizePlan") -> dict[str, Any]:
+    values = plain(one)
+    del values["size"]
+    return {"scale_to_zero": values.pop("to_zero"), **values}
+
+
+def _show(planned: "Planned") -> None:
+    from scoring.cli import plan_text as text
+
+    for fact in text.facts(planned):
+        _line(fact)
+    rows = [text.row(one, planned.best) for one in planned.sizes]
+    show_rows(text.title(planned.table), rows, text.COLUMNS, as_json=False)
+    for verdict in text.verdicts(planned):
+        _line(verdict)
+    _line(f"not included: {NOT_INCLUDED}")
+
+
+def _line(text: str) -> None:
+    # Names of sizes and sources are the table's, and no markup.
+    console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""A small Azure ML control plane on loopback, for tests with the unpatched SDK."""
