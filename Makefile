@@ -32,6 +32,9 @@ lock:
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 	uv pip compile --universal --python-version 3.11 --quiet --upgrade --group dev \
 	    -c requirements.txt --custom-compile-command "make lock" pyproject.toml -o requirements-dev.txt
+	uv pip compile --python-version 3.11 --python-platform linux --quiet --upgrade \
+	    --custom-compile-command "make lock" \
+	    scoring/job/environment/requirements.in -o scoring/job/environment/requirements.txt
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -70,7 +70,8 @@ def watch_runs(timer: func.TimerRequest) -> None:
 
 @app.blob_trigger(
     arg_name="blob",
-    path="%SCORING_CONTAINER%/predictions/{run}/{part}",
+    # The name of a finished part, and of no draft of one.
+    path="%SCORING_CONTAINER%/predictions/{run}/part-{number}.parquet",
     connection="STORAGE",
     source=func.BlobSource(HOST.blob_source),
 )

@@ -1,15 +1,16 @@
 """The composition root: settings to adapters to handlers, built once, on first use."""
 
 import secrets
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from os import cpu_count
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 
-from scoring.adapters.blobs import FolderBlobs, storage_errors
+from scoring import instants
+from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.environment import environment
 from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
@@ -20,7 +21,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
-from scoring.errors import ScoringError
+from scoring.errors import Misconfigured, NotFound, ScoringError
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
@@ -28,15 +29,19 @@ from scoring.handlers.models import CheckFleet, ImportModels, TrainFleet
 from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
-from scoring.ports import Blobs, EventLog
+from scoring.ports import Blobs, Engine, EventLog
 from scoring.readings import FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunState, ScoringRun
-from scoring.settings import DEFAULT_WINDOW, Settings
+from scoring.settings import DEFAULT_WINDOW, PREFIX, Settings
+from scoring.storage import storage_errors
 
 POLL = 0.05
 """Seconds between two looks at a run of this process."""
 
 if TYPE_CHECKING:
+    from scoring.adapters.azure_ml.publishing import Published
+    from scoring.adapters.azure_ml.resources import Cluster
+    from scoring.adapters.azure_ml.workspace import Workspace
     from scoring.adapters.event_hub.connection import EventHub
 
 
@@ -134,9 +139,24 @@ class App:
         )(stop)
 
     @cached_property
-    def engine(self) -> LocalEngine:
-        """The process pool."""
+    def workspace(self) -> "Workspace":
+        """The Azure ML workspace; raises `Misconfigured` where the settings name none."""
+        from scoring.adapters.azure_ml.workspace import Workspace  # noqa: PLC0415 - heavy
+
+        needed = ("azure_ml_workspace", "storage")
+        if missing := [name for name in needed if not getattr(self.settings, name)]:
+            raise Misconfigured([f"{PREFIX}{name.upper()} is missing" for name in missing])
+        return Workspace(self.settings.azure_ml_workspace)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What scores: Azure ML, or the process pool."""
         settings = self.settings
+        if settings.engine == "azure-ml":
+            from scoring.adapters.azure_ml.engine import AzureMLEngine  # noqa: PLC0415 - heavy
+
+            deadline = timedelta(microseconds=settings.azure_ml_deadline)
+            return AzureMLEngine(self.workspace, self.blobs, deadline)
         parallel = ParallelSettings(
             processes=self.processes,
             mini_batch_size=settings.mini_batch_size,
@@ -146,6 +166,57 @@ class App:
             mini_batch_error_threshold=settings.mini_batch_error_threshold,
         )
         return LocalEngine(self.blobs, self.folder / "work", parallel)
+
+    def publish(
+        self, cluster: "Cluster", nodes: int, image: str, endpoint: str, *, dry_run: bool
+    ) -> Iterator["Published"]:
+        """Publish the pipeline to Azure ML, with the current fleet if there is one.
+
+        Parameters
+        ----------
+        nodes
+            Nodes a run takes.
+        image
+            Of the environment, in a registry; empty builds it.
+        endpoint
+            Name of a batch endpoint in front of the pipeline; empty for none.
+        """
+        from scoring.adapters.azure_ml.components import JobRules  # noqa: PLC0415 - heavy
+        from scoring.adapters.azure_ml.publishing import Plan, publish  # noqa: PLC0415 - heavy
+        from scoring.adapters.azure_ml.resources import StorageAccount  # noqa: PLC0415 - heavy
+
+        settings, workspace = self.settings, self.workspace
+        try:
+            fleet_version = self.shelf.current()
+        except NotFound:
+            # It is registered when it is there: by `fleet publish`, or by the first run.
+            fleet_version = ""
+        rules = JobRules(
+            nodes=nodes,
+            mini_batch_size=settings.mini_batch_size,
+            max_retries=settings.max_retries,
+            timeout=max(1, settings.mini_batch_timeout // instants.SECOND),
+            error_threshold=settings.error_threshold,
+            mini_batch_error_threshold=settings.mini_batch_error_threshold,
+            image=image,
+        )
+        plan = Plan(
+            storage=StorageAccount.of(settings.storage, settings.container),
+            cluster=cluster,
+            rules=rules,
+            fleet_version=fleet_version,
+            endpoint=endpoint,
+        )
+        return publish(workspace, self.blobs, plan, dry_run=dry_run)
+
+    def publish_fleet(self, version: str) -> bool:
+        """Register a fleet with Azure ML as a model asset; False if it is there already."""
+        from scoring.adapters.azure_ml.fleets import register_fleet  # noqa: PLC0415 - heavy
+
+        if version not in self.shelf.versions():
+            message = f"there is no fleet {version}"
+            raise NotFound(message)
+        return register_fleet(self.workspace, version)
 
     @property
     def processes(self) -> int:
@@ -292,8 +363,8 @@ class App:
 
     def __exit__(self, *_: object) -> None:
         """Close what was opened."""
-        if "engine" in self.__dict__:
-            self.engine.close()
+        if isinstance(engine := self.__dict__.get("engine"), LocalEngine):
+            engine.close()
         if "database" in self.__dict__:
             self.database.close()
 

@@ -16,7 +16,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from scoring import instants
-from scoring.adapters.blobs import storage_errors
 from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
 from scoring.bootstrap import App, nonce
@@ -34,6 +33,7 @@ from scoring.simulation import (
     ground_truth,
     simulate,
 )
+from scoring.storage import storage_errors
 
 if TYPE_CHECKING:
     from scoring.adapters.event_hub.sender import SendOutcome

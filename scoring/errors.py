@@ -16,7 +16,7 @@
     `-- EngineFailed            the engine gave up on a run; carries the cause
 
 Adapters translate foreign errors into these once, at their edge, with ``raise ... from``.
-Handlers let them pass. ``Transient`` is the only one worth a retry.
+Handlers let them pass. ``Transient`` is the only one worth a retry: `scoring.retrying`.
 """
 
 
@@ -76,3 +76,8 @@ class StorageUnusable(ScoringError):
 
 class EngineFailed(ScoringError):
     """The engine gave up on a run; the text is the cause in one line."""
+
+
+def cause_of(error: Exception) -> str:
+    """Give what an error says, fit for a log line: foreign ones may quote values and secrets."""
+    return str(error) if isinstance(error, ScoringError) else type(error).__name__

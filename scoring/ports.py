@@ -29,10 +29,36 @@ class Blobs(Protocol):
     """Named, immutable-when-read blocks of bytes; names use ``/``."""
 
     def read(self, name: str) -> tuple[bytes, BlobInfo]:
-        """Give a blob's whole content; raise `NotFound` where there is none."""
+        """Give a blob's whole content, of one moment; raise `NotFound` where there is none."""
 
-    def write(self, name: str, data: bytes) -> BlobInfo:
-        """Put a blob in place at once and durably, over what stood there."""
+    def write(self, name: str, data: bytes | Path) -> BlobInfo:
+        """Put a blob in place at once and durably, over what stood there.
+
+        `data` that is a file is never wholly in memory.
+        """
+
+    def create(self, name: str, data: bytes | Path) -> BlobInfo:
+        """Put a blob where none stands.
+
+        One of this very content is taken to be this one, written before: the answer to a write
+        may be lost, and who writes again must not take itself for another writer.
+
+        Raises
+        ------
+        Conflict
+            A blob of another content stands there: it stays.
+        """
+
+    def replace(self, name: str, data: bytes | Path, etag: str) -> BlobInfo:
+        """Put a blob over the one with this tag.
+
+        One of this very content is taken to be this one, as by `create`.
+
+        Raises
+        ------
+        Conflict
+            The blob was changed or removed since it had the tag: nothing is written.
+        """
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Give the blobs whose names begin with `prefix`, in the order of their names."""
@@ -43,6 +69,7 @@ class Blobs(Protocol):
     def fetch(self, prefix: str, folder: Path) -> None:
         """Place the blobs below `prefix` as files into `folder`, by their names after `prefix`.
 
+        A file has its name once it is whole, and is of one moment. It is never wholly in memory.
         The files are to be read only: an adapter may link instead of copy.
         """
 
@@ -58,6 +85,14 @@ class EngineState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LogTail:
+    """The end of a log file of what failed; `name` uses ``/``."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReport:
     """How far an engine is with one run.
 
@@ -67,11 +102,20 @@ class EngineReport:
         Why it failed, one line, else empty.
     parts_done
         Prediction parts finished so far, where the engine can tell.
+    status
+        The engine's own words for how it stands, such as ``Preparing``; empty if it has none.
+    link
+        A page where people can look at the run; empty if there is none.
+    logs
+        Of what failed.
     """
 
     state: EngineState
     cause: str = ""
     parts_done: int = 0
+    status: str = ""
+    link: str = ""
+    logs: tuple[LogTail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +143,13 @@ class Engine(Protocol):
 
     def cancel(self, run_id: str) -> None:
         """Stop the run; nothing happens if it is unknown or has ended."""
+
+    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
+        """Wait until it is worth looking at the run again, and then do as `poll` does.
+
+        `timeout`, in seconds, is the longest for a run of this process; one that runs elsewhere is
+        not asked after more often than is proper there.
+        """
 
 
 RejectKey = tuple[int, int, int]

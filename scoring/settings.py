@@ -51,6 +51,16 @@ def _flag(text: str) -> bool:
     raise ValueError(message)
 
 
+def _one_of(*known: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in known:
+            message = f"{text!r} is none of {', '.join(known)}"
+            raise ValueError(message)
+        return text
+
+    return read
+
+
 def _number(least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         value = int(text)
@@ -121,6 +131,15 @@ class Settings:
     field_sensor: str = _setting(_field_name, "sensor", "name of the sensor in an event's body")
     field_ts: str = _setting(_field_name, "ts", "name of the event time in an event's body")
     field_value: str = _setting(_field_name, "value", "name of the value in an event's body")
+    engine: str = _setting(
+        _one_of("local", "azure-ml"), "local", "what scores: `local` processes, or `azure-ml`"
+    )
+    azure_ml_workspace: str = _setting(
+        str, "", "ARM id of the Azure ML workspace: /subscriptions/.../workspaces/..."
+    )
+    azure_ml_deadline: int = _setting(
+        duration, "6h", "how long an Azure ML job may take, waiting for nodes included"
+    )
     part_rows: int = _setting(_number(1), "20000", "windows an input part holds, about")
     processes: int = _setting(_number(0), "0", "worker processes; 0 takes one a core")
     mini_batch_size: int = _setting(_number(1), "1", "input parts a mini-batch")
@@ -161,6 +180,12 @@ class Settings:
             for key, name in names.items()
             if list(names.values()).count(name) > 1
         ]
+        if settings.engine == "azure-ml":
+            problems += [
+                f"{PREFIX}{name.upper()} is missing: the engine azure-ml needs it"
+                for name in ("azure_ml_workspace", "storage")
+                if not getattr(settings, name)
+            ]
         if problems:
             raise Misconfigured(problems)
         return settings

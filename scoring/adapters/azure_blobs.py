@@ -1,22 +1,26 @@
 """Blobs in a container of Azure Blob Storage."""
 
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from azure.core import MatchConditions
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
     HttpResponseError,
     ResourceExistsError,
+    ResourceModifiedError,
     ResourceNotFoundError,
 )
 from azure.storage.blob import ContainerClient, ExponentialRetry
 
-from scoring.errors import Misconfigured, NotFound, ScoringError, Transient
+from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 from scoring.ports import BlobInfo
+from scoring.storage import DRAFT, draft_of, remove_abandoned, storage_errors
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
@@ -33,6 +37,13 @@ _AZURITE = (
 _DOWNLOADS = 8
 """Blobs fetched at a time."""
 
+_CHUNK = 4 * 1024 * 1024
+"""Bytes of one answer: with all the downloads, what is in memory of files at most by a few."""
+
+_CHUNKS = 4
+"""Chunks of one blob on their way at a time."""
+
+_CONDITION_FAILED = 412
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _DENIED = frozenset({401, 403})
 
@@ -40,7 +51,9 @@ _DENIED = frozenset({401, 403})
 class AzureBlobs:
     """Implements `ports.Blobs` on one container, which is made if it is not there.
 
-    The SDK retries what is transient by itself, for some 15 s, before it gives up.
+    The SDK retries what is transient by itself, for some 15 s, before it gives up. It asks for the
+    second and further chunks of a blob by the first one's ETag: what is read is of one moment, or
+    else `Transient`, if the blob was written meanwhile.
     """
 
     def __init__(self, container: ContainerClient) -> None:
@@ -85,15 +98,30 @@ class AzureBlobs:
     def read(self, name: str) -> tuple[bytes, BlobInfo]:
         """Give a blob's whole content; raise `NotFound` where there is none."""
         with _translated(name):
-            stream = self._container.download_blob(name)
+            stream = self._container.download_blob(name, max_concurrency=_CHUNKS)
             return stream.readall(), _info(stream.properties)
 
-    def write(self, name: str, data: bytes) -> BlobInfo:
+    def write(self, name: str, data: bytes | Path) -> BlobInfo:
         """Put a blob in place at once and durably, over what stood there."""
         with _translated(name):
-            blob = self._container.get_blob_client(name)
-            written = blob.upload_blob(data, overwrite=True)
-        return BlobInfo(name, str(written["etag"]).strip('"'), len(data))
+            return self._upload(name, data, overwrite=True)
+
+    def create(self, name: str, data: bytes | Path) -> BlobInfo:
+        """Put a blob where none stands; raise `Conflict` where another one does."""
+        with _translated(name):
+            try:
+                return self._upload(name, data, overwrite=False)
+            except ResourceExistsError as error:
+                return self._written_before(name, data, error)
+
+    def replace(self, name: str, data: bytes | Path, etag: str) -> BlobInfo:
+        """Put a blob over the one with this tag; raise `Conflict` where another one stands."""
+        condition = {"etag": f'"{etag}"', "match_condition": MatchConditions.IfNotModified}
+        with _translated(name):
+            try:
+                return self._upload(name, data, overwrite=True, **condition)
+            except (ResourceModifiedError, ResourceNotFoundError) as error:
+                return self._written_before(name, data, error)
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Give the blobs whose names begin with `prefix`, in the order of their names."""
@@ -112,19 +140,57 @@ class AzureBlobs:
 
     def fetch(self, prefix: str, folder: Path) -> None:
         """Place the blobs below `prefix` as files into `folder`, several at a time."""
+        for draft in folder.glob(f"{DRAFT}*"):
+            remove_abandoned(draft)
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             list(pool.map(lambda blob: self._download(blob, prefix, folder), self.list(prefix)))
 
     def _download(self, blob: BlobInfo, prefix: str, folder: Path) -> None:
         target = folder / blob.name.removeprefix(prefix)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _translated(blob.name), target.open("wb") as file:
-            self._container.download_blob(blob.name).readinto(file)
+        with _translated(blob.name), storage_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft_of(target) as draft:
+                with draft.open("wb") as file:
+                    stream = self._container.download_blob(blob.name, max_concurrency=_CHUNKS)
+                    stream.readinto(file)
+                draft.replace(target)
+
+    def _upload(self, name: str, data: bytes | Path, **condition: Any) -> BlobInfo:
+        blob = self._container.get_blob_client(name)
+        with _content(data) as (file, size):
+            written = blob.upload_blob(file, length=size, max_concurrency=_CHUNKS, **condition)
+        return BlobInfo(name, str(written["etag"]).strip('"'), size)
+
+    def _written_before(self, name: str, data: bytes | Path, error: AzureError) -> BlobInfo:
+        """Give the blob that stood in the way, if it is this one: the answer to it was lost."""
+        try:
+            stream = self._container.download_blob(name)
+            with _content(data) as (file, size):
+                if stream.size == size and all(c == file.read(len(c)) for c in stream.chunks()):
+                    return _info(stream.properties)
+        except ResourceNotFoundError:
+            pass
+        message = f"blob {name!r} was changed by another writer"
+        raise Conflict(message) from error
 
 
 def _options() -> dict[str, Any]:
     # The SDK's own first pause is 15 s, which is longer than a function should hold a lock.
-    return {"retry_policy": ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=3)}
+    retries = ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=3)
+    sizes = {"max_single_get_size": _CHUNK, "max_chunk_get_size": _CHUNK}
+    return {"retry_policy": retries, **sizes}
+
+
+@contextmanager
+def _content(data: bytes | Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Give what is to be written as a file, with its size."""
+    if isinstance(data, bytes):
+        yield io.BytesIO(data), len(data)
+        return
+    with storage_errors(data, "read"):
+        file = data.open("rb")
+    with file:
+        yield file, data.stat().st_size
 
 
 def _info(properties: "BlobProperties") -> BlobInfo:
@@ -147,6 +213,8 @@ def _translate(error: AzureError, name: str) -> ScoringError:
     status = error.status_code if isinstance(error, HttpResponseError) else None
     if isinstance(error, ClientAuthenticationError) or status in _DENIED:
         return Misconfigured([f"the storage account denies access to {name!r}: {text}"])
+    if status == _CONDITION_FAILED:
+        return Transient(f"blob {name!r} was written while it was read")
     if status is None or status in _BUSY:
         return Transient(f"the storage account does not answer for {name!r}: {text}")
     return ScoringError(f"the storage account refused {name!r}: {text}")

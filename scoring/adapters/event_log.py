@@ -1,12 +1,9 @@
 """The event hub of the embedded system: each partition's events in a folder of Arrow files."""
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import NoReturn
 from urllib.parse import quote
 
 import numpy as np
@@ -15,6 +12,7 @@ import pyarrow as pa
 
 from scoring.errors import StorageUnusable
 from scoring.readings import EventBatch, Partition
+from scoring.storage import DRAFT, draft_of, remove_abandoned, storage_errors, sync_file
 
 _NAME = re.compile(r"(\d+)-(\d+)\.arrow")
 _SCHEMA = pa.schema(
@@ -104,37 +102,34 @@ class FolderEventLog:
     def _segments(self, partition: Partition) -> list[_Segment]:
         """List a partition's files by their names alone; none is opened."""
         folder = self._folder(partition)
-        try:
-            named = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            _give_up(folder, error)
+        with storage_errors(folder, "read"):
+            try:
+                paths = [*folder.iterdir()]
+            except FileNotFoundError:
+                return []
+        for path in paths:
+            if path.name.startswith(DRAFT):
+                remove_abandoned(path)
+        named = [(path, _NAME.fullmatch(path.name)) for path in paths]
         return sorted(_Segment(int(name[1]), int(name[2]), path) for path, name in named if name)
 
     def _write(self, path: Path, table: pa.Table) -> None:
         """Put a file in place at once: a reader or a crash never sees half of it."""
-        try:
+        with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-                try:
-                    with pa.ipc.new_file(file, _SCHEMA) as writer:
-                        writer.write_table(table)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).replace(path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-        except OSError as error:
-            _give_up(path, error)
+            with draft_of(path) as draft:
+                with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, _SCHEMA) as writer:
+                    writer.write_table(table)
+                sync_file(draft)
+                draft.replace(path)
 
     def _load(self, path: Path) -> pa.Table:
-        try:
-            with path.open("rb") as file:
+        with storage_errors(path, "read"), path.open("rb") as file:
+            try:
                 return pa.ipc.open_file(file).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            _give_up(path, error)
+            except pa.ArrowInvalid as error:
+                message = f"cannot read {path}: it is damaged: {error}"
+                raise StorageUnusable(message) from error
 
 
 def _table(batch: EventBatch) -> pa.Table:
@@ -162,8 +157,3 @@ def _event_batch(partition: Partition, table: pa.Table) -> EventBatch:
 def _numpy(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
     numbers: npt.NDArray[np.int64] = table[column].cast(pa.int64()).to_numpy()
     return numbers
-
-
-def _give_up(path: Path, error: Exception) -> NoReturn:
-    message = f"event log {path}: {error}"
-    raise StorageUnusable(message) from error

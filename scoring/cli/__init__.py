@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from scoring.cli import demo, fleet, look, pipeline
+from scoring.cli import azure_ml, demo, fleet, look, pipeline, plan
 from scoring.cli.state import choose_data
 from scoring.errors import ScoringError, Transient
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     callback=choose_data,
 )
-for module in (demo, pipeline, look, fleet):
+for module in (demo, pipeline, look, fleet, azure_ml, plan):
     module.add_commands(app)
 
 

@@ -47,7 +47,7 @@ Features = Annotated[
     str,
     typer.Option(help="Comma-separated, of mean,std,min,max,last,count.", callback=_check_features),
 ]
-Version = Annotated[str | None, typer.Option(help="Fleet version [default: current].")]
+Version = Annotated[str | None, typer.Option(help="Fleet version (default: current).")]
 
 fleet_app = typer.Typer(no_args_is_help=True)
 
@@ -62,7 +62,7 @@ def train(
     context: typer.Context,
     features: Features = "mean,std,min,max",
     until: Annotated[
-        str | None, typer.Option(help="Only windows that end by then [default: all].")
+        str | None, typer.Option(help="Only windows that end by then (default: all).")
     ] = None,
     nu: Annotated[float, typer.Option(help="Share of usual windows called anomalous.")] = 0.01,
     gamma: Annotated[
@@ -169,6 +169,18 @@ def show(
         return
     for name, value in values.items():
         console().print(f"{name:>16}  {cell(value)}", highlight=False)
+
+
+@fleet_app.command()
+def publish(context: typer.Context, version: Version = None, as_json: JsonFlag = False) -> None:
+    """Register a fleet with Azure ML as a model of its version; a run does it too, if need be."""
+    with opened(context) as app:
+        chosen = version or app.shelf.current()
+        made = app.publish_fleet(chosen)
+    if as_json:
+        show_json({"version": chosen, "made": made})
+    else:
+        console().print(f"fleet {chosen}: {'registered' if made else 'is registered already'}")
 
 
 @fleet_app.command("list")

@@ -45,7 +45,7 @@ def ingest(
     ts: Annotated[str, typer.Option(help="Column or field of the event time.")] = "ts",
     value: Annotated[str, typer.Option(help="Column or field of the value.")] = "value",
     arrived_at: Annotated[
-        str | None, typer.Option(help="When the readings arrived [default: the file's time].")
+        str | None, typer.Option(help="When the readings arrived (default: the file's time).")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Events an event batch.")] = 1000,
     partition_order: Annotated[
@@ -84,7 +84,7 @@ def _show_outcome(what: str, outcome: object, *, as_json: bool) -> None:
 @run_app.callback()
 def run(
     context: typer.Context,
-    fleet: Annotated[str | None, typer.Option(help="Fleet version [default: current].")] = None,
+    fleet: Annotated[str | None, typer.Option(help="Fleet version (default: current).")] = None,
     since: Annotated[
         str | None, typer.Option(help="Only windows that start at this time or later, ISO 8601.")
     ] = None,

@@ -50,7 +50,7 @@ def choose_data(
     context: typer.Context,
     data: Annotated[
         Path | None,
-        typer.Option(help="Data folder [default: SCORING_DATA, or scoring-data]."),
+        typer.Option(help="Data folder (default: SCORING_DATA, or scoring-data)."),
     ] = None,
 ) -> None:
     """Keep the data folder for the command."""

@@ -1,6 +1,6 @@
 """Fleets on their shelf: published under their version, one of them current."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from scoring.aggregates import Partials
-from scoring.errors import NotFound
-from scoring.fleet import Fleet, Model, write_fleet
-from scoring.ports import Blobs
+from scoring.errors import Conflict, NotFound
+from scoring.fleet import Fleet, Model, merge_models, write_fleet
+from scoring.ports import BlobInfo, Blobs
 
 CURRENT = "fleets/current"
 """The blob that names the version that new runs take."""
@@ -44,24 +44,69 @@ class FleetShelf:
         ModelRefused, InvalidFleet, StorageUnusable
             As `write_fleet`; the current fleet stays what it was.
         """
-        with TemporaryDirectory() as folder:
-            version = write_fleet(models, features, Path(folder), created_at)
-            # The manifest goes last: without it a fleet does not count.
-            for name in ("models.arrow", "manifest.json"):
-                self.blobs.write(
-                    f"{fleet_prefix(version)}{name}", (Path(folder) / name).read_bytes()
-                )
+        version = self._shelve(models, features, created_at)
         self.blobs.write(CURRENT, version.encode())
+        return version
+
+    def update(
+        self, changed: Sequence[Model], features: tuple[str, ...], created_at: datetime
+    ) -> str:
+        """Publish the current fleet with models put over it; without it if its features differ.
+
+        Raises
+        ------
+        ModelRefused, InvalidFleet, StorageUnusable
+            As `publish`.
+        Conflict
+            Another fleet became current meanwhile: its models would be lost.
+        """
+        current, models = self._current(), iter(changed)
+        if current:
+            fleet = self.open(current[0])
+            models = merge_models(fleet, changed) if fleet.features == features else models
+        version = self._shelve(models, features, created_at)
+        self._make_current(version, current and current[1])
         return version
 
     def current(self) -> str:
         """Give the version that new runs take; raise `NotFound` where none was published."""
-        try:
-            data, _ = self.blobs.read(CURRENT)
-        except NotFound as error:
+        current = self._current()
+        if current is None:
             message = "there is no fleet yet: `fleet train` or `fleet import` makes one"
-            raise NotFound(message) from error
-        return data.decode()
+            raise NotFound(message)
+        return current[0]
+
+    def _current(self) -> tuple[str, BlobInfo] | None:
+        try:
+            data, blob = self.blobs.read(CURRENT)
+        except NotFound:
+            return None
+        return data.decode(), blob
+
+    def _shelve(
+        self, models: Iterable[Model], features: tuple[str, ...], created_at: datetime
+    ) -> str:
+        """Put a fleet on the shelf, whole or not at all; a version always has the same models."""
+        with TemporaryDirectory() as folder:
+            version = write_fleet(models, features, Path(folder), created_at)
+            # The manifest goes last: without it a fleet does not count.
+            for name in ("models.arrow", "manifest.json"):
+                self.blobs.write(f"{fleet_prefix(version)}{name}", Path(folder) / name)
+        return version
+
+    def _make_current(self, version: str, before: BlobInfo | None) -> None:
+        """Point to a version, if the pointer is what it was before."""
+        try:
+            if before is None:
+                self.blobs.create(CURRENT, version.encode())
+            else:
+                self.blobs.replace(CURRENT, version.encode(), before.etag)
+        except Conflict as error:
+            message = (
+                f"fleet {self.current()} became current while fleet {version} was made of the one "
+                "before: the same again puts the models over the new one"
+            )
+            raise Conflict(message) from error
 
     def versions(self) -> list[str]:
         """Give all published versions, in the order of their names."""

@@ -15,6 +15,7 @@ from scoring.errors import Conflict
 from scoring.ledger import Slice
 from scoring.ports import Blobs, IngestChange, IngestStore, IngestTransaction, Segment, StoredReject
 from scoring.readings import I64, EventBatch, Partition, ReadingDecoder, Readings, Reject
+from scoring.retrying import retried
 from scoring.windows import count_late
 
 SEGMENT_SCHEMA = pa.schema(
@@ -88,12 +89,15 @@ class Ingest:
         Conflict
             The windows were rebuilt in another size: start again.
         Transient, StorageUnusable
-            Nothing happened; the same batch again is safe.
+            Tried a few times, the former: the same batch again is safe.
         """
         if not len(batch):
             return IngestOutcome()
         # Decoding needs no lock, and duplicates are rare: do it before the lock is taken.
-        readings, rejects = self.decoder.decode(batch)
+        return self._apply(batch, *self.decoder.decode(batch))
+
+    @retried
+    def _apply(self, batch: EventBatch, readings: Readings, rejects: list[Reject]) -> IngestOutcome:
         with self.store.transaction(batch.partition) as transaction:
             self._check_window(transaction)
             slices = ledger.apply(transaction.epochs, batch.sequence_numbers, batch.enqueued_times)
@@ -196,8 +200,9 @@ def _in_order(batch: EventBatch, epoch_of: I64, readings: Readings) -> Readings:
 def write_segment(blobs: Blobs, batch: EventBatch, epoch: int, readings: Readings) -> Segment:
     """Write readings of one epoch as a segment; gives its row of the manifest.
 
-    The name ends in a digest of the content: a segment that was written and never committed is
-    not overwritten by another one of the same range, nor overwrites it.
+    It is written once: what a manifest names never changes. The name ends in a digest of the
+    content, so that one that was written and never committed does not stand in the way of another
+    one of the same range.
     """
     numbers = batch.sequence_numbers[readings.event]
     columns = [readings.device, readings.sensor, readings.event_time, readings.value, numbers]
@@ -209,7 +214,7 @@ def write_segment(blobs: Blobs, batch: EventBatch, epoch: int, readings: Reading
     name = segment_name(
         batch.partition, epoch, first, last, blake2b(data, digest_size=4).hexdigest()
     )
-    blobs.write(name, data)
+    blobs.create(name, data)
     return Segment(epoch, first, last, name, len(readings))
 
 

@@ -16,7 +16,6 @@ from scoring.fleet import (
     Untrained,
     check_fleet,
     import_models,
-    merge_models,
     train_fleet,
 )
 from scoring.handlers.fleets import FleetShelf, sensor_rows
@@ -100,21 +99,19 @@ class ImportModels:
         ----------
         fresh
             Leave the current fleet's models out. They are too where it has other features.
+
+        Raises
+        ------
+        Conflict
+            Another fleet became current meanwhile, and `fresh` was not asked for.
         """
         found = list(import_models(folder, len(features), pattern))
         models = [one.model for one in found if isinstance(one, Imported)]
         refused = [one for one in found if isinstance(one, Refused)]
         if not models:
             return "", 0, refused
-        merged = models if fresh else self._on_current(models, features)
-        return self.shelf.publish(merged, features, now), len(models), refused
-
-    def _on_current(self, models: list[Model], features: tuple[str, ...]) -> list[Model]:
-        try:
-            current = self.shelf.open()
-        except NotFound:
-            return models
-        return list(merge_models(current, models)) if current.features == features else models
+        publish = self.shelf.publish if fresh else self.shelf.update
+        return publish(models, features, now), len(models), refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from scoring.ports import (
     StoredReject,
 )
 from scoring.readings import EventBatch, Partition, Readings
+from scoring.retrying import retried
 
 REPLAY_ROWS = 1_000
 """Rejects replayed in one transaction."""
@@ -80,14 +81,21 @@ class ReplayRejects:
         for partition in self.store.partitions():
             after: RejectKey | None = None
             while True:
-                with self.store.transaction(partition) as transaction:
-                    rejects = transaction.rejects(after, REPLAY_ROWS)
-                    done = self._replay(transaction, partition, rejects) if rejects else 0
+                rejects, done = self._step(partition, after)
                 replayed, stay = replayed + done, stay + len(rejects) - done
                 if not rejects:
                     break
                 after = rejects[-1].key
         return replayed, stay
+
+    @retried
+    def _step(
+        self, partition: Partition, after: RejectKey | None
+    ) -> tuple[list[StoredReject], int]:
+        """Replay some rejects, in one transaction; gives them, and how many could be read."""
+        with self.store.transaction(partition) as transaction:
+            rejects = transaction.rejects(after, REPLAY_ROWS)
+            return rejects, self._replay(transaction, partition, rejects) if rejects else 0
 
     def _replay(
         self, transaction: IngestTransaction, partition: Partition, rejects: list[StoredReject]

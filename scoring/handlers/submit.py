@@ -168,8 +168,11 @@ class SubmitRun:
             parts.add(windows)
         prefix = input_prefix(run.run_id, export)
         for part, data in parts.finished():
-            self.blobs.write(prefix + part_name(part.number), data)
-        if not self.store.record_export(run, export, parts.written):
+            # Written once: what the engine was told to score never changes.
+            self.blobs.create(prefix + part_name(part.number), data)
+        recorded = self.store.record_export(run, export, parts.written)
+        # Where the answer to it was lost and it is asked again, this very export was first.
+        if not recorded and self.store.run(run.run_id).export != export:
             self.blobs.delete(prefix)
 
     def _submit(self, run: ScoringRun, now: datetime) -> None:

@@ -1,14 +1,18 @@
 """Blobs in a container, on Azurite: the same promises as a folder's."""
 
+import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from azure.storage.blob import ContainerClient
+from azure.core.exceptions import ServiceResponseError
+from azure.core.pipeline.transport import RequestsTransport
+from azure.storage.blob import ContainerClient, ExponentialRetry
 
 from scoring.adapters.azure_blobs import AzureBlobs
-from scoring.errors import Misconfigured, NotFound, Transient
+from scoring.errors import Conflict, Misconfigured, NotFound, Transient
 from scoring.ports import Blobs
 from tests.servers import azurite, azurite_program, free_port
 
@@ -105,3 +109,198 @@ def test_another_key_is_refused_as_a_setting(account: str) -> None:
 def test_a_text_that_is_no_connection_string_is_refused_as_a_setting() -> None:
     with pytest.raises(Misconfigured, match="neither a URL nor a connection string"):
         AzureBlobs.connect("nonsense", "c")
+
+
+class Network(RequestsTransport):  # type: ignore[misc]  # azure.core gives it untyped
+    """The way to the account, where things may happen.
+
+    Attributes
+    ----------
+    after
+        Called with each request once the service has answered it; may raise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after: Callable[[Any], None] = lambda _: None
+        self.sent: list[str] = []
+
+    def send(self, request: Any, **options: Any) -> Any:
+        answer = super().send(request, **options)
+        self.sent.append(request.method)
+        try:
+            self.after(request)
+        except BaseException:
+            answer.internal_response.close()
+            raise
+        return answer
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+@pytest.fixture
+def distant(account: str, network: Network) -> AzureBlobs:
+    """Give blobs over a network of which answers get lost; small pieces only."""
+    sizes = ("max_single_get_size", "max_chunk_get_size", "max_single_put_size", "max_block_size")
+    pieces: dict[str, Any] = dict.fromkeys(sizes, 1000)
+    container = ContainerClient.from_connection_string(
+        account,
+        f"c{uuid.uuid4().hex}",
+        transport=network,
+        # It tries again at once.
+        retry_policy=ExponentialRetry(0, 0, retry_total=3, random_jitter_range=0),
+        **pieces,
+    )
+    return AzureBlobs(container)
+
+
+def losing(network: Network, method: str, times: int, what: str = "") -> Callable[[Any], None]:
+    """Have the answers to some requests get lost; the service has done what they asked."""
+    left = [times]
+
+    def lose(request: Any) -> None:
+        if request.method == method and what in request.url and left[0]:
+            left[0] -= 1
+            message = "the connection was reset"
+            raise ServiceResponseError(message)
+
+    return lose
+
+
+SMALL, LARGE = b"ours", b"0123456789" * 1000
+ONE_PIECE_OR_MANY = pytest.mark.parametrize(
+    ("data", "last_step"), [(SMALL, ""), (LARGE, "comp=blocklist")], ids=["put", "block list"]
+)
+
+
+class TestLostAnswers:
+    @ONE_PIECE_OR_MANY
+    def test_a_blob_that_was_created_without_a_word_is_no_conflict(
+        self, distant: AzureBlobs, network: Network, data: bytes, last_step: str
+    ) -> None:
+        network.after = losing(network, "PUT", 1, last_step)
+
+        created = distant.create("a", data)
+
+        assert distant.read("a") == (data, created)
+
+    @ONE_PIECE_OR_MANY
+    def test_a_blob_that_was_replaced_without_a_word_is_no_conflict(
+        self, distant: AzureBlobs, network: Network, data: bytes, last_step: str
+    ) -> None:
+        before = distant.write("a", b"before")
+        network.after = losing(network, "PUT", 1, last_step)
+
+        after = distant.replace("a", data, before.etag)
+
+        assert distant.read("a") == (data, after)
+        assert after.etag != before.etag
+
+    def test_where_no_answer_ever_comes_doing_it_again_finds_it_done(
+        self, distant: AzureBlobs, network: Network
+    ) -> None:
+        network.after = losing(network, "PUT", 1000)
+        with pytest.raises(Transient, match="does not answer for 'a'"):
+            distant.create("a", SMALL)
+        network.after = losing(network, "PUT", 0)
+
+        assert distant.create("a", SMALL) == distant.read("a")[1]
+
+    def test_a_lost_answer_does_not_hide_that_another_writer_was_first(
+        self, distant: AzureBlobs, network: Network, account: str
+    ) -> None:
+        seen = distant.write("a", b"seen")
+        other = distant.write("a", b"theirs")
+        network.after = losing(network, "PUT", 1)
+
+        with pytest.raises(Conflict):
+            distant.replace("a", SMALL, seen.etag)
+
+        assert distant.read("a") == (b"theirs", other)
+
+    def test_a_lost_answer_to_a_read_is_asked_for_again(
+        self, distant: AzureBlobs, network: Network
+    ) -> None:
+        written = distant.write("a", LARGE)
+        network.after = losing(network, "GET", 2)
+
+        assert distant.read("a") == (LARGE, written)
+
+
+class TestOneMoment:
+    @pytest.fixture
+    def torn(self, distant: AzureBlobs, network: Network) -> AzureBlobs:
+        """Have a blob written over while it is read, once its first piece is there."""
+        distant.write("r/a", LARGE)
+
+        def write_over(request: Any) -> None:
+            if request.method == "GET" and "r/a" in request.url:
+                network.after = lambda _: None
+                distant.write("r/a", LARGE[::-1])
+
+        network.after = write_over
+        return distant
+
+    def test_a_blob_that_is_written_while_it_is_read_is_never_read_as_a_mixture(
+        self, torn: AzureBlobs
+    ) -> None:
+        with pytest.raises(Transient, match="'r/a' was written while it was read"):
+            torn.read("r/a")
+
+        assert torn.read("r/a")[0] == LARGE[::-1]
+
+    def test_a_blob_that_is_written_while_it_is_fetched_leaves_the_file_that_was_there(
+        self, torn: AzureBlobs, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a").write_bytes(b"fetched before")
+
+        with pytest.raises(Transient):
+            torn.fetch("r/", tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+            "a": b"fetched before"
+        }
+
+        torn.fetch("r/", tmp_path)
+        assert (tmp_path / "a").read_bytes() == LARGE[::-1]
+
+    def test_a_large_blob_is_fetched_piece_by_piece_into_one_file(
+        self, distant: AzureBlobs, network: Network, tmp_path: Path
+    ) -> None:
+        distant.write("r/a", LARGE)
+        network.sent.clear()
+
+        distant.fetch("r/", tmp_path)
+
+        assert (tmp_path / "a").read_bytes() == LARGE
+        assert network.sent.count("GET") == 1 + len(LARGE) // 1000
+
+    def test_an_interrupted_fetch_leaves_no_half_of_a_file(
+        self, distant: AzureBlobs, network: Network, tmp_path: Path
+    ) -> None:
+        distant.write("r/a", LARGE)
+
+        def interrupt(request: Any) -> None:
+            if network.sent.count("GET") > 5:
+                raise KeyboardInterrupt
+
+        network.sent.clear()
+        network.after = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            distant.fetch("r/", tmp_path)
+
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_a_killed_process_had_half_fetched_is_removed_a_day_later(
+        self, blobs: Blobs, tmp_path: Path
+    ) -> None:
+        old, new = tmp_path / ".writing-old", tmp_path / ".writing-new"
+        for draft in (old, new):
+            draft.write_bytes(b"half")
+        os.utime(old, (0, 0))
+
+        blobs.fetch("nothing/", tmp_path)
+
+        assert [path.name for path in tmp_path.iterdir()] == [".writing-new"]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoring.adapters.blobs import FolderBlobs
-from scoring.errors import BadInput, NotFound, StorageUnusable
+from scoring.errors import BadInput, Conflict, NotFound, StorageUnusable
 from scoring.ports import BlobInfo, Blobs
 
 
@@ -170,6 +170,45 @@ class TestAtomicity:
 
         assert names(blobs) == ["a/b"]
 
+    def test_what_a_killed_process_was_writing_is_removed_a_day_later(
+        self, blobs: Blobs, root: Path
+    ) -> None:
+        blobs.write("a/b", b"1")
+        old, new = root / "a" / ".writing-old", root / "a" / ".writing-new"
+        for draft in (old, new):
+            draft.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        os.utime(root / "a" / "b", (0, 0))
+
+        assert names(blobs, "a/") == ["a/b"]
+        assert sorted(path.name for path in (root / "a").iterdir()) == [".writing-new", "b"]
+
+    def test_of_a_create_that_fails_nothing_stays(self, blobs: Blobs, root: Path) -> None:
+        before = blobs.write("a/b", b"theirs")
+
+        with pytest.raises(Conflict):
+            blobs.create("a/b", b"ours")
+        with pytest.raises(Conflict):
+            blobs.replace("a/b", b"ours", "another tag")
+
+        assert blobs.read("a/b") == (b"theirs", before)
+        assert [path.name for path in (root / "a").iterdir()] == ["b"]
+
+    def test_what_another_process_has_just_put_in_place_is_made_durable_too(
+        self, blobs: Blobs, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        blobs.create("a/b", b"1")
+        synced, sync = [], os.fsync
+
+        def note(descriptor: int) -> None:
+            synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", note)
+        blobs.create("a/b", b"1")
+
+        assert root / "a" in synced
+
 
 class TestListing:
     @pytest.fixture(autouse=True)
@@ -283,6 +322,19 @@ class TestFetching:
 
         assert (tmp_path / "here" / "a").read_bytes() == b"1"
         assert not (tmp_path / "here" / "a").samefile(root / "r" / "a")
+
+    def test_what_a_killed_process_had_half_fetched_is_removed_a_day_later(
+        self, blobs: Blobs, tmp_path: Path
+    ) -> None:
+        here = tmp_path / "here"
+        for name in ("old", "new"):
+            (here / f".writing-{name}").mkdir(parents=True)
+            (here / f".writing-{name}" / "half").write_bytes(b"half")
+        os.utime(here / ".writing-old", (0, 0))
+
+        blobs.fetch("nothing/", here)
+
+        assert [path.name for path in here.iterdir()] == [".writing-new"]
 
     def test_nothing_to_fetch_makes_nothing(self, blobs: Blobs, tmp_path: Path) -> None:
         blobs.fetch("nothing/", tmp_path / "here")

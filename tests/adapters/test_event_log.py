@@ -1,5 +1,6 @@
 """The embedded system's hub: what was appended can be read again, once, by sequence number."""
 
+import os
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -187,6 +188,18 @@ def test_files_that_are_no_segments_are_left_alone(tmp_path: Path) -> None:
     assert events(log.read(PARTITION, *EVERYTHING)) == events([batch(0, 5)])
 
 
+def test_what_a_killed_process_was_writing_is_removed_a_day_later(tmp_path: Path) -> None:
+    log = FolderEventLog(tmp_path)
+    log.append(batch(0, 5))
+    folder = tmp_path / PARTITION.hub / PARTITION.id
+    for name in ("old", "new"):
+        (folder / f".writing-{name}").write_bytes(b"half")
+    os.utime(folder / ".writing-old", (0, 0))
+
+    assert log.oldest(PARTITION) == 0
+    assert [path.name for path in folder.glob(".writing-*")] == [".writing-new"]
+
+
 @pytest.mark.parametrize("size", [0, 10, 300])
 def test_a_damaged_segment_is_reported_by_its_name(tmp_path: Path, size: int) -> None:
     log = FolderEventLog(tmp_path)
@@ -218,7 +231,7 @@ def test_a_write_that_fails_half_way_leaves_no_trace(
     monkeypatch.setattr("os.fsync", disk_full)
     log = FolderEventLog(tmp_path)
 
-    with pytest.raises(StorageUnusable, match="No space left"):
+    with pytest.raises(StorageUnusable, match="no space left"):
         log.append(batch(0, 5))
     assert files(tmp_path) == []
     assert log.oldest(PARTITION) is None

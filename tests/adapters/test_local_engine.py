@@ -248,6 +248,29 @@ class TestEnd:
         left = sorted(path.name for path in (local.folder / "work" / order.run_id).iterdir())
         assert left == ["gate", "lock", "outcome.json"]
 
+    def test_what_a_lost_run_had_staged_goes_when_another_run_ends(
+        self, local: LocalHarness
+    ) -> None:
+        lost, other = local.stage(stuck=1), local.stage(good=1)
+        local.lose(lost)
+        work = local.folder / "work"
+        assert list(work.glob(f"{lost.run_id}/stage-*"))
+
+        run(local.engine, other)
+
+        assert not list(work.glob("*/stage-*"))
+        assert local.engine.poll(lost.run_id) is None
+
+    def test_what_a_run_of_another_process_has_staged_stays(self, local: LocalHarness) -> None:
+        order = local.stage(stuck=1)
+        process = local.start_elsewhere(order)
+
+        run(local.engine, local.stage(good=1))
+
+        local.release()
+        assert process.wait(60) == 0
+        assert local.engine.poll(order.run_id) == EngineReport(EngineState.COMPLETED, parts_done=1)
+
     def test_cancel_stops_the_workers(self, local: LocalHarness) -> None:
         order = local.stage(stuck=1)
         local.engine.submit(order)

@@ -58,9 +58,18 @@ class FaultyBlobs(FolderBlobs):
         self._faults.point()
         return super().read(name)
 
-    def write(self, name: str, data: bytes) -> BlobInfo:
+    def write(self, name: str, data: bytes | Path) -> BlobInfo:
+        return self._disturbed(super().write, name, data)
+
+    def create(self, name: str, data: bytes | Path) -> BlobInfo:
+        return self._disturbed(super().create, name, data)
+
+    def replace(self, name: str, data: bytes | Path, etag: str) -> BlobInfo:
+        return self._disturbed(super().replace, name, data, etag)
+
+    def _disturbed(self, write: Callable[..., BlobInfo], *what: Any) -> BlobInfo:
         self._faults.point()
-        info = super().write(name, data)
+        info = write(*what)
         self._faults.point()
         return info
 

@@ -59,6 +59,9 @@ def test_every_setting_can_be_set() -> None:
         "FIELD_SENSOR": "tag",
         "FIELD_TS": "time",
         "FIELD_VALUE": "reading",
+        "ENGINE": "azure-ml",
+        "AZURE_ML_WORKSPACE": "/subscriptions/s",
+        "AZURE_ML_DEADLINE": "5s",
         "PART_ROWS": "7",
         "PROCESSES": "3",
         "MINI_BATCH_SIZE": "2",
@@ -88,6 +91,9 @@ def test_every_setting_can_be_set() -> None:
         field_sensor="tag",
         field_ts="time",
         field_value="reading",
+        engine="azure-ml",
+        azure_ml_workspace="/subscriptions/s",
+        azure_ml_deadline=5 * SECOND,
         part_rows=7,
         processes=3,
         mini_batch_size=2,
@@ -98,6 +104,13 @@ def test_every_setting_can_be_set() -> None:
     )
     assert set(texts) == {f.name.upper() for f in fields(Settings)}
     assert loaded.field_names == FieldNames("deviceId", "tag", "time", "reading")
+
+
+def test_azure_ml_needs_a_workspace_and_a_storage_account() -> None:
+    assert problems(ENGINE="azure-ml") == [
+        "SCORING_AZURE_ML_WORKSPACE is missing: the engine azure-ml needs it",
+        "SCORING_STORAGE is missing: the engine azure-ml needs it",
+    ]
 
 
 def test_settings_never_change() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
-from scoring.adapters.local_engine.run_folder import RunFolder, storage_errors
+from scoring.adapters.local_engine.run_folder import RunFolder
 from scoring.adapters.local_engine.workers import MiniBatch, ParallelSettings, Result, Workers
 from scoring.errors import EngineFailed
 from scoring.ports import Blobs, ScoringOrder
+from scoring.storage import storage_errors
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Attempt:
         for part in mini_batch.parts:
             path = self._predictions / part
             if path.exists():
-                self._blobs.write(self._order.prediction_prefix + part, path.read_bytes())
+                self._blobs.write(self._order.prediction_prefix + part, path)
                 self.parts_done += 1
         self._folder.note_progress(self.parts_done)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Semaphore, Thread
 
 from scoring.adapters.local_engine.attempt import TICK, Attempt, Canceled, Closed, check_stop
-from scoring.adapters.local_engine.run_folder import RunFolder
+from scoring.adapters.local_engine.run_folder import RunFolder, clear_lost
 from scoring.adapters.local_engine.workers import ParallelSettings, describe
 from scoring.errors import BadInput, EngineFailed, StorageUnusable, Transient
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
@@ -121,6 +121,7 @@ class LocalEngine:
             if report := self._outcome(order, folder):
                 folder.end(report)
                 _log.info("engine.run_ended", extra={"run": order.run_id, **asdict(report)})
+                clear_lost(self._work_folder)
         except StorageUnusable:
             # No outcome could be written: to others the run is lost, and may be submitted again.
             _log.exception("engine.run_lost", extra={"run": order.run_id})

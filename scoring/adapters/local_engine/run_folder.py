@@ -7,7 +7,8 @@
 ``outcome.json``  how the run ended, written once
 ``stage-*/``      fleet, input parts and predictions of one attempt, removed at the end
 
-A run whose lock is free and that has no outcome was lost with its process.
+A run whose lock is free and that has no outcome was lost with its process. What it had staged is
+removed when it is taken again, or when another run ends.
 """
 
 import fcntl
@@ -20,8 +21,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from scoring.errors import StorageUnusable
 from scoring.ports import EngineReport, EngineState
+from scoring.storage import storage_errors
 
 
 class RunFolder:
@@ -96,6 +97,17 @@ class RunFolder:
                 os.fsync(file.fileno())
             draft.replace(self.path / "outcome.json")
 
+    def clear_if_lost(self) -> None:
+        """Remove what was staged if no process has the run; a run that it has is left alone."""
+        with storage_errors(self.path), self._gate():
+            # Who wants to take the run waits at the gate, and does not mistake this for an owner.
+            lock = _try_lock(self.path / "lock")
+            if lock is not None:
+                try:
+                    self.clear()
+                finally:
+                    os.close(lock)
+
     def clear(self) -> None:
         """Remove what was staged."""
         for stage in self.path.glob("stage-*"):
@@ -132,6 +144,15 @@ class RunFolder:
             yield
 
 
+def clear_lost(root: Path) -> None:
+    """Remove what lost runs had staged: those whose process was killed, and that nobody resumed.
+
+    Outcomes stay: `RunFolder.report` answers for as long as the folder is there.
+    """
+    for run_id in {stage.parent.name for stage in root.glob("*/stage-*")}:
+        RunFolder(root, run_id).clear_if_lost()
+
+
 def _try_lock(path: Path) -> int | None:
     # Not inherited: spawned workers do not keep the lock alive.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -141,13 +162,3 @@ def _try_lock(path: Path) -> int | None:
         os.close(file)
         return None
     return file
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Translate what the file system says."""
-    try:
-        yield
-    except OSError as error:
-        message = f"{path} cannot be used: {error.strerror or error}"
-        raise StorageUnusable(message) from error

@@ -1,14 +1,29 @@
-"""How each database is connected to: SQLite, PostgreSQL, SQL Server and Azure SQL."""
+"""How each database is connected to: SQLite, PostgreSQL, SQL Server and Azure SQL.
+
+===================  ==========================  ============================  ====================
+What                 SQLite                      PostgreSQL                    SQL Server
+===================  ==========================  ============================  ====================
+wait for a lock      ``timeout``                 ``lock_timeout``              ``SET LOCK_TIMEOUT``
+a statement          none: no server             ``statement_timeout``         query timeout (ODBC)
+connecting           none                        ``connect_timeout``           login timeout (ODBC)
+a server that died   none                        TCP keepalive                 keepalive (driver's)
+pooled connections   as SQLAlchemy has it        `POOL`, asked if they live    the same
+signing in           none                        by the URL                    by the string, or an
+                                                                               Entra token for each
+                                                                               new connection
+===================  ==========================  ============================  ====================
+"""
 
 import sqlite3
 import struct
+from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
-from scoring.errors import Misconfigured
+from scoring.errors import Misconfigured, Transient
 
 BUSY_TIMEOUT = 30
 """Seconds that a writer waits for another one's lock."""
@@ -18,6 +33,21 @@ STATEMENT_TIMEOUT = 600
 
 CONNECT_TIMEOUT = 15
 """Seconds to wait for a server that does not answer."""
+
+POOL: dict[str, Any] = {
+    "pool_size": 5,
+    "max_overflow": 10,
+    # Seconds to wait for a free one.
+    "pool_timeout": 30,
+    # Seconds: Azure's gateway closes a connection that idles for 30 min.
+    "pool_recycle": 25 * 60,
+    # The one used last comes first: those of a busy hour idle, and are made anew when recycled.
+    "pool_use_lifo": True,
+}
+"""Connections of one process: 5 are kept, and 10 more are made while it is busy."""
+
+_KEEPALIVE = {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4}
+"""Seconds, seconds and times: what died without a word is noticed after two minutes, not hours."""
 
 _ACCESS_TOKEN = 1256  # SQL_COPT_SS_ACCESS_TOKEN of msodbcsql.h
 _DATABASE_SCOPE = "https://database.windows.net/.default"
@@ -66,16 +96,21 @@ def _postgresql(url: URL) -> Engine:
     # To PostgreSQL 0 means for ever.
     patience = max(BUSY_TIMEOUT * 1000, 1)
     limits = f"-c lock_timeout={patience}ms -c statement_timeout={STATEMENT_TIMEOUT}s"
-    arguments = {"options": limits, "connect_timeout": CONNECT_TIMEOUT}
-    return create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
+    arguments = {"options": limits, "connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVE}
+    return create_engine(
+        url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments, **POOL
+    )
 
 
 def _mssql(url: URL, connection_string: str) -> Engine:
+    arguments = {"timeout": CONNECT_TIMEOUT}
     engine = create_engine(
-        url, hide_parameters=True, pool_pre_ping=True, connect_args={"timeout": CONNECT_TIMEOUT}
+        url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments, **POOL
     )
+    # The driver manager's own pool would hand out connections that SQLAlchemy has closed.
+    engine.dialect.dbapi.pooling = False  # type: ignore[union-attr]
     if not any(word in connection_string.lower() for word in ("uid=", "authentication=")):
-        event.listen(engine, "do_connect", _give_token)
+        event.listen(engine, "do_connect", _signing_in())
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
@@ -86,13 +121,42 @@ def _mssql(url: URL, connection_string: str) -> Engine:
     return engine
 
 
-def _give_token(_: Dialect, __: object, ___: object, parameters: dict[str, Any]) -> None:
-    """Sign in with a token instead of a password; it is asked for anew for every connection."""
-    from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - heavy, and for Azure only
+def _signing_in() -> Callable[[Dialect, object, object, dict[str, Any]], None]:
+    """Sign in with a token instead of a password, asked for anew for every connection.
 
-    token = DefaultAzureCredential().get_token(_DATABASE_SCOPE).token.encode("utf-16-le")
-    packed = struct.pack(f"<I{len(token)}s", len(token), token)
-    parameters["attrs_before"] = {_ACCESS_TOKEN: packed}
+    One credential for all of them: it keeps a token until shortly before that expires.
+    """
+    credentials: list[Any] = []
+
+    def give_token(_: Dialect, __: object, ___: object, parameters: dict[str, Any]) -> None:
+        if not credentials:
+            # Heavy, and for Azure only.
+            from azure.identity import DefaultAzureCredential  # noqa: PLC0415
+
+            credentials.append(DefaultAzureCredential())
+        token = _token(credentials[0]).encode("utf-16-le")
+        packed = struct.pack(f"<I{len(token)}s", len(token), token)
+        parameters["attrs_before"] = {_ACCESS_TOKEN: packed}
+
+    return give_token
+
+
+def _token(credential: Any) -> str:
+    from azure.core.exceptions import AzureError, ClientAuthenticationError  # noqa: PLC0415
+
+    try:
+        token: str = credential.get_token(_DATABASE_SCOPE).token
+    except ClientAuthenticationError as error:
+        problem = f"there is no identity to sign in to the database with: {_first_line(error)}"
+        raise Misconfigured([problem]) from error
+    except AzureError as error:
+        message = f"Entra ID gives no token for the database: {_first_line(error)}"
+        raise Transient(message) from error
+    return token
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _sqlite(url: URL) -> Engine:

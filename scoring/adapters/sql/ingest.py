@@ -15,6 +15,7 @@ from scoring.adapters.sql.schema import epochs, facts, gaps, partitions, rejects
 from scoring.ledger import Epoch
 from scoring.ports import Gap, IngestChange, RejectKey, StoredReject
 from scoring.readings import Partition
+from scoring.retrying import retried
 from scoring.windows import PartitionProgress
 
 _FILE = "file:"
@@ -140,6 +141,7 @@ class SqlIngestStore:
             known = _read_epochs(connection, name)
             yield _Transaction(connection, name, known, progress, read_window(connection))
 
+    @retried
     def end_partition(self, partition: Partition) -> None:
         """Note that nothing will follow."""
         with self._database.write() as connection:
@@ -170,6 +172,7 @@ class SqlIngestStore:
         sizes = {name.removeprefix(_FILE): value.partition(":") for name, value in rows}
         return {hub: (int(size), digest) for hub, (size, _, digest) in sizes.items()}
 
+    @retried
     def note_file(self, hub: str, size: int, digest: str) -> None:
         """Note the size and digest of a file, instead of those noted before."""
         name, value = _FILE + hub, f"{size}:{digest}"
@@ -187,6 +190,7 @@ class SqlIngestStore:
                 for row in connection.execute(statement)
             ]
 
+    @retried
     def mark_lost(self, gap: Gap) -> None:
         """Note that a range, part of an open gap, can no longer be had from the hub."""
         name = str(gap.partition)

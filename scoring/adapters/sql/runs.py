@@ -24,6 +24,7 @@ from scoring.aggregates import Partials, combine
 from scoring.errors import NotFound
 from scoring.ports import IndexedPart
 from scoring.predictions import summarise
+from scoring.retrying import retried
 from scoring.runs import ACTIVE, Part, RequestKey, RunState, ScoringRun, may_follow
 from scoring.windows import PartitionProgress
 
@@ -46,6 +47,7 @@ class SqlRunStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @retried
     def begin_run(self, run: ScoringRun) -> ScoringRun | None:
         """Record a new run, or give the one that stands in its place; None with nothing to do."""
         with self._database.write() as connection:
@@ -57,10 +59,12 @@ class SqlRunStore:
             connection.execute(insert(runs).values(_values(run)))
             return _run(connection.execute(select(*_RUN).where(runs.c.run_id == run.run_id)).one())
 
+    @retried
     def claim(self, run: ScoringRun, limit: int) -> int:
         """Take about `limit` final windows in the run's scope, whole sensors, for it."""
         return self._hand_over(_claimable(run), run, limit, run.number, RunState.CLAIMING)
 
+    @retried
     def release(self, run: ScoringRun, limit: int) -> int:
         """Give about `limit` of a run's windows back as pending."""
         return self._hand_over(window_partials.c.claimed_by == run.number, run, limit, None, None)
@@ -107,6 +111,7 @@ class SqlRunStore:
             result = connection.execution_options(yield_per=FETCH).execute(statement)
             yield from merged(result.partitions(FETCH))
 
+    @retried
     def record_export(self, run: ScoringRun, export: str, parts: list[Part]) -> bool:
         """Make an export the one that counts; False if another one was first."""
         with self._database.write() as connection:
@@ -116,6 +121,7 @@ class SqlRunStore:
             bulk.insert(connection, run_parts, rows)
             return True
 
+    @retried
     def transition(self, run: ScoringRun, new: RunState, now: int, cause: str = "") -> bool:
         """Move a run on; False if it was in no state that `new` may follow."""
         values: dict[str, Any] = {"cause": cause[:2000]}
@@ -124,6 +130,7 @@ class SqlRunStore:
         with self._database.write() as connection:
             return _move(connection, run, new, **values)
 
+    @retried
     def note(self, run: ScoringRun, cause: str) -> None:
         """Set the run's cause and nothing else."""
         statement = update(runs).where(runs.c.number == run.number).values(cause=cause[:2000])
@@ -152,6 +159,7 @@ class SqlRunStore:
             rows = connection.execute(mine.order_by(run_parts.c.part))
             return [IndexedPart(*row[1:]) for row in rows]
 
+    @retried
     def index_part(self, run: ScoringRun, part: int, etag: str, table: pa.Table) -> bool:
         """Replace what a prediction part said before; False if this content is indexed already."""
         rows = _prediction_rows(run, part, table)
@@ -210,10 +218,11 @@ def read_devices(text: str) -> tuple[str, ...]:
 
 
 def _in_its_place(connection: Connection, run: ScoringRun) -> ScoringRun | None:
-    """Give the run that was made for the same request, or else the one that is claiming."""
-    instead = [runs.c.state == RunState.CLAIMING]
+    """Give the run itself, or that of the same request, or else the one that is claiming."""
+    # Itself: where the answer to recording it was lost, and it is recorded again.
+    instead = [runs.c.run_id == run.run_id, runs.c.state == RunState.CLAIMING]
     if run.request:
-        instead.insert(0, runs.c.request_key == run.request.key)
+        instead.insert(1, runs.c.request_key == run.request.key)
     for which in instead:
         if row := connection.execute(select(*_RUN).where(which)).first():
             return _run(row)

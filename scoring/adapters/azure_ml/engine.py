@@ -1,0 +1,196 @@
+"""The engine: one job a run, by the run's own name."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from time import sleep
+from typing import TYPE_CHECKING, TypeVar
+
+from scoring.adapters.azure_ml.fleets import register_fleet
+from scoring.adapters.azure_ml.history import RunHistory
+from scoring.adapters.azure_ml.publication import FLEET, Publication, datastore_path
+from scoring.adapters.azure_ml.workspace import Workspace
+from scoring.errors import Conflict, NotFound, ScoringError, Transient
+from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
+
+if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
+    from azure.ai.ml.entities import Job, PipelineJob
+
+_Answer = TypeVar("_Answer")
+
+EXPERIMENT = "fleet-scoring"
+
+_WAITING = frozenset({"NotStarted", "Queued", "Starting", "Provisioning", "Preparing"})
+_ENDED = {
+    "Completed": EngineState.COMPLETED,
+    "Failed": EngineState.FAILED,
+    "Canceled": EngineState.CANCELED,
+}
+_POLL = 10.0
+"""Seconds between two looks at a job: it takes minutes, and the service counts requests."""
+
+_TAGS = ("run", "input", "fleet")
+
+
+class AzureMLEngine:
+    """Implements `ports.Engine`: submits to the published pipeline, never two jobs for one run.
+
+    Parameters
+    ----------
+    deadline
+        A job that is not done so long after it was submitted is canceled and has failed.
+    clock
+        Gives the time, aware.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        blobs: Blobs,
+        deadline: timedelta,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._workspace = workspace
+        self._blobs = blobs
+        self._deadline = deadline
+        self._clock = clock
+        self._history = RunHistory(workspace)
+        self._registered: set[str] = set()
+
+    def submit(self, order: ScoringOrder) -> None:
+        """Start the run's job, or do nothing if there is one already.
+
+        Raises
+        ------
+        Conflict
+            The job of this name is not this run's.
+        Transient
+            It is not known whether the job was accepted: submitting again is safe.
+        Misconfigured, ScoringError
+            Nothing is published, access is denied, or the service refuses the job.
+        """
+        publication = Publication.read(self._blobs)
+        self._register(order.fleet_version)
+        job = self._job(order, publication)
+        try:
+            self._ask(order.run_id, lambda client: client.jobs.create_or_update(job))
+        except Transient:
+            raise
+        except ScoringError:
+            # The service refuses a name that it knows, unless the bodies are equal; and another
+            # version may have been published since the answer to the first submit was lost.
+            if not self._is_accepted(order):
+                raise
+
+    def poll(self, run_id: str) -> EngineReport | None:
+        """Tell how far the job is; one that is over its deadline is canceled and has failed."""
+        job = self._find(run_id)
+        if job is None:
+            return None
+        status, link = _status(job), job.studio_url or ""
+        if (state := _ENDED.get(status)) is None:
+            return self._open(run_id, job, status, link)
+        if state != EngineState.FAILED:
+            return EngineReport(state, status=status, link=link)
+        cause, logs = self._history.failure(run_id)
+        return EngineReport(state, cause, status=status, link=link, logs=logs)
+
+    def cancel(self, run_id: str) -> None:
+        """Stop the job; nothing happens if it is unknown or has ended."""
+        try:
+            # Who polls sees it end: no thread has to wait for that.
+            self._ask(run_id, lambda client: client.jobs.begin_cancel(run_id, polling=False))
+        except NotFound:
+            return
+        except Transient:
+            raise
+        except ScoringError:
+            job = self._find(run_id)
+            if job is not None and _status(job) not in _ENDED:
+                raise
+
+    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
+        """Wait for as long as is proper between two looks at a job, and look at it."""
+        sleep(max(timeout, _POLL))
+        return self.poll(run_id)
+
+    def _register(self, fleet_version: str) -> None:
+        """See to it that the fleet is a model asset: trained or imported is enough to be used."""
+        if fleet_version in self._registered:
+            return
+        register_fleet(self._workspace, fleet_version)
+        self._registered.add(fleet_version)
+
+    def _open(self, run_id: str, job: "Job", status: str, link: str) -> EngineReport:
+        if job.creation_context and job.creation_context.created_at:
+            age = self._clock() - _utc(job.creation_context.created_at)
+            if age > self._deadline:
+                self.cancel(run_id)
+                cause = (
+                    f"not done within {self._deadline}: canceled at the deadline, it was {status}"
+                )
+                return EngineReport(EngineState.FAILED, cause, status=status, link=link)
+        state = EngineState.QUEUED if status in _WAITING else EngineState.RUNNING
+        return EngineReport(state, status=status, link=link)
+
+    def _job(self, order: ScoringOrder, publication: Publication) -> "PipelineJob":
+        # The package is heavy, and it is here once somebody was connected.
+        from azure.ai.ml import Input, Output  # noqa: PLC0415
+        from azure.ai.ml.entities import PipelineJob, PipelineJobSettings  # noqa: PLC0415
+
+        fleet = self._workspace.arm_id("models", FLEET, order.fleet_version)
+        return PipelineJob(
+            name=order.run_id,
+            component=publication.pipeline,
+            experiment_name=EXPERIMENT,
+            display_name=order.run_id,
+            inputs={
+                "parts": Input(type="uri_folder", path=datastore_path(order.input_prefix)),
+                "fleet": Input(type="custom_model", path=fleet),
+                "run_id": order.run_id,
+            },
+            outputs={
+                "predictions": Output(
+                    type="uri_folder",
+                    path=datastore_path(order.prediction_prefix),
+                    mode="rw_mount",
+                )
+            },
+            # Without `force_rerun` a step whose inputs look the same takes an old one's outputs.
+            settings=PipelineJobSettings(default_compute=publication.cluster, force_rerun=True),
+            tags=_tags(order),
+        )
+
+    def _is_accepted(self, order: ScoringOrder) -> bool:
+        """Whether a job of the run's name is there; raises `Conflict` if it does something else."""
+        job = self._find(order.run_id)
+        if job is None:
+            return False
+        found = {tag: (job.tags or {}).get(tag) for tag in _TAGS}
+        if found != _tags(order):
+            message = f"the job {order.run_id} in Azure ML is of another run: {found}"
+            raise Conflict(message)
+        return True
+
+    def _find(self, run_id: str) -> "Job | None":
+        try:
+            job: Job = self._ask(run_id, lambda client: client.jobs.get(run_id))
+        except NotFound:
+            return None
+        return job
+
+    def _ask(self, run_id: str, question: "Callable[[MLClient], _Answer]") -> "_Answer":
+        return self._workspace.ask(f"job {run_id}", question)
+
+
+def _tags(order: ScoringOrder) -> dict[str, str]:
+    return {"run": order.run_id, "input": order.input_prefix, "fleet": order.fleet_version}
+
+
+def _status(job: "Job") -> str:
+    # One that the package knows is an enumeration's, whose text is another; others are as sent.
+    return str(getattr(job.status, "value", job.status))
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

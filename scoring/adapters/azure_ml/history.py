@@ -1,0 +1,169 @@
+"""Why a job failed: run history knows, the job itself does not.
+
+https://learn.microsoft.com/rest/api/azureml/ describes jobs; run history is the service behind
+the studio's pages and azure-ai-ml's own `jobs.stream`.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from azure.core import PipelineClient
+from azure.core.exceptions import AzureError
+from azure.core.pipeline.policies import (
+    BearerTokenCredentialPolicy,
+    RedirectPolicy,
+    RetryPolicy,
+)
+from azure.core.rest import HttpRequest, HttpResponse
+
+from scoring.adapters.azure_ml.workspace import Workspace
+from scoring.errors import NotFound
+from scoring.ports import LogTail
+
+if TYPE_CHECKING:
+    from azure.ai.ml.entities import Workspace as WorkspaceEntity
+
+    _Policy: TypeAlias = BearerTokenCredentialPolicy[HttpRequest, HttpResponse]
+
+_Client: TypeAlias = PipelineClient[HttpRequest, HttpResponse]
+_Run = dict[str, Any]
+"""As run history tells of it: ``runId``, ``displayName``, ``status``."""
+
+_SCOPE = "https://ml.azure.com/.default"
+_DEEPEST = 4
+"""Levels of children: a pipeline, its steps, and what a step is made of."""
+
+_CHILDREN = 5
+"""Failed children that are told about: with the same cause, most often."""
+
+_LOGS = 10
+"""Log files that are kept, of all children together."""
+
+_TAIL = 64 * 1024
+"""Bytes of a log's end that are kept."""
+
+_CAUSE = 1000
+"""Characters of a cause that are kept."""
+
+_FAILED = "Failed"
+_TELLING = ("error", "std_log", "stderr", "stdout", "user")
+"""Parts of names of logs that say most, the best first."""
+
+
+class RunHistory:
+    """What run history says of a failed job and its children."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._url = ""
+
+    def failure(self, name: str) -> tuple[str, tuple[LogTail, ...]]:
+        """Give the cause in one line, and the ends of the logs of what failed.
+
+        Raises
+        ------
+        Transient
+            Run history does not answer: it may later.
+        """
+        what = f"history of job {name}"
+        try:
+            return self._workspace.ask(what, lambda _: self._explained(name))
+        except NotFound as error:
+            # It has failed all the same.
+            return str(error), ()
+
+    def _explained(self, name: str) -> tuple[str, tuple[LogTail, ...]]:
+        token = BearerTokenCredentialPolicy(self._workspace.credential(), _SCOPE)
+        with self._client(token) as client:
+            failed = self._failed(client, {"runId": name})[:_CHILDREN]
+            details = [(run, self._get(client, f"runs/{run['runId']}/details")) for run in failed]
+        causes = [f"{_title(run)}: {text}" for run, one in details if (text := _message(one))]
+        return "; ".join(dict.fromkeys(causes))[:_CAUSE], tuple(self._logs(details))
+
+    def _logs(self, details: list[tuple[_Run, dict[str, Any]]]) -> Iterator[LogTail]:
+        # Their addresses are signed: a token besides would be refused.
+        with self._client(retry_total=1) as client:
+            for run, one in details:
+                for file, url in _most_telling(one.get("logFiles") or {})[: _LOGS // len(details)]:
+                    yield LogTail(f"{run['runId']}/{file}", _tail(client, url))
+
+    def _failed(self, client: _Client, run: _Run, depth: int = 0) -> list[_Run]:
+        """Give the lowest runs that failed: the run itself where none below it did."""
+        children = self._children(client, run["runId"]) if depth < _DEEPEST else ()
+        below = [child for child in children if child.get("status") == _FAILED]
+        leaves = [self._failed(client, child, depth + 1) for child in below[:_CHILDREN]]
+        return [leaf for found in leaves for leaf in found] or [run]
+
+    def _children(self, client: _Client, name: str) -> Iterator[_Run]:
+        parameters: dict[str, str] = {}
+        while True:
+            page = self._get(client, f"runs/{name}/children", **parameters)
+            yield from page.get("value") or ()
+            token = page.get("continuationToken")
+            if not token:
+                return
+            parameters = {"$continuationToken": token}
+
+    def _get(self, client: _Client, path: str, **parameters: str) -> dict[str, Any]:
+        url = f"{self._history()}/history/v1.0{self._workspace.id}/{path}"
+        return _json(client.send_request(HttpRequest("GET", url, params=parameters)))
+
+    def _history(self) -> str:
+        """Where run history is: the workspace's discovery document tells."""
+        if not self._url:
+            name = self._workspace.name
+            found: WorkspaceEntity | None = self._workspace.ask(
+                f"workspace {name}", lambda ml: ml.workspaces.get(name)
+            )
+            if found is None or not found.discovery_url:
+                message = f"the workspace {name} has no discovery URL"
+                raise NotFound(message)
+            with self._client() as client:
+                answer = client.send_request(HttpRequest("GET", found.discovery_url))
+                self._url = str(_json(answer)["history"]).rstrip("/")
+        return self._url
+
+    def _client(self, *more: "_Policy", **options: Any) -> _Client:
+        options = self._workspace.options | options
+        policies = [RedirectPolicy(), RetryPolicy(**options), *more]
+        return PipelineClient("", policies=policies, **options)
+
+
+def _json(response: HttpResponse) -> dict[str, Any]:
+    response.raise_for_status()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def _tail(client: _Client, url: str) -> str:
+    """Read a log to its end, and keep that: Blob knows no range that counts from there."""
+    end = b""
+    try:
+        response = client.send_request(HttpRequest("GET", url), stream=True)
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            end = (end + piece)[-_TAIL:]
+    except AzureError as error:
+        # One log less is no reason to lose the cause and the others.
+        return f"this log could not be read: {getattr(error, 'reason', '') or error.message}"
+    return end.decode(errors="replace")
+
+
+def _most_telling(files: dict[str, str]) -> list[tuple[str, str]]:
+    return sorted(files.items(), key=lambda file: _rank(file[0]))
+
+
+def _rank(file: str) -> tuple[int, str]:
+    known = (place for place, word in enumerate(_TELLING) if word in file)
+    return next(known, len(_TELLING)), file
+
+
+def _title(run: _Run) -> str:
+    return str(run.get("displayName") or run["runId"])
+
+
+def _message(details: dict[str, Any]) -> str:
+    """Give the innermost error text there is, in one line."""
+    error = (details.get("error") or {}).get("error") or {}
+    text = error.get("message") or error.get("code") or ""
+    return " ".join(str(text).split())

@@ -1,0 +1,52 @@
+"""What is published, as the engine needs to know it: kept in Blob, read with every submit."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from scoring.errors import Misconfigured, NotFound
+from scoring.ports import Blobs
+
+_BLOB = "azure-ml/publication.json"
+
+DATASTORE = "scoring_blobs"
+FLEET = "scoring-fleet"
+"""The model asset: one version a fleet version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """The pipeline that runs are submitted to.
+
+    Attributes
+    ----------
+    pipeline, cluster
+        ARM ids, the pipeline component's with its version.
+    """
+
+    pipeline: str
+    cluster: str
+
+    def write(self, blobs: Blobs) -> None:
+        """Make it the one that counts."""
+        blobs.write(_BLOB, json.dumps(asdict(self), indent=2).encode())
+
+    @classmethod
+    def read(cls, blobs: Blobs) -> "Publication":
+        """Give what was published last.
+
+        Raises
+        ------
+        Misconfigured
+            Nothing was.
+        """
+        try:
+            data, _ = blobs.read(_BLOB)
+        except NotFound as error:
+            problem = "no pipeline is published: `azure-ml publish` does it"
+            raise Misconfigured([problem]) from error
+        return cls(**json.loads(data))
+
+
+def datastore_path(prefix: str) -> str:
+    """Give the URI by which jobs know blobs."""
+    return f"azureml://datastores/{DATASTORE}/paths/{prefix}"

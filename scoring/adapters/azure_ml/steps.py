@@ -1,0 +1,45 @@
+"""Steps of publishing: each looks whether what it would make is there, just like that."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scoring.adapters.azure_ml.workspace import Workspace
+from scoring.errors import NotFound
+
+if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to publish.
+
+    Attributes
+    ----------
+    what
+        Names it, with its version where it has one.
+    is_there
+        Whether it is in place already, just like this.
+    make
+        Puts it in place.
+    """
+
+    what: str
+    is_there: Callable[[], bool]
+    make: Callable[[], object]
+
+
+def find(workspace: Workspace, what: str, question: "Callable[[MLClient], Any]") -> Any:
+    """Give what the service has, or None."""
+    try:
+        return workspace.ask(what, question)
+    except NotFound:
+        return None
+
+
+def exists(
+    workspace: Workspace, what: str, question: "Callable[[MLClient], Any]"
+) -> Callable[[], bool]:
+    """Ask later whether the service has it."""
+    return lambda: find(workspace, what, question) is not None

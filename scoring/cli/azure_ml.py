@@ -1,0 +1,70 @@
+"""Commands on Azure ML: publish the pipeline that runs are submitted to."""
+
+from typing import Annotated
+
+import typer
+
+from scoring.cli.state import JsonFlag, check_duration, console, opened, plain, show_json
+
+azure_ml_app = typer.Typer(no_args_is_help=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(azure_ml_app, name="azure-ml", help="Publish the pipeline to Azure ML.")
+
+
+@azure_ml_app.callback()
+def azure_ml() -> None:
+    """Publish the pipeline to the workspace SCORING_AZURE_ML_WORKSPACE."""
+
+
+@azure_ml_app.command()
+def publish(
+    context: typer.Context,
+    cluster: Annotated[str, typer.Option(help="Name of the cluster.")] = "scoring",
+    size: Annotated[str, typer.Option(help="Of its virtual machines.")] = "Standard_F4s_v2",
+    min_nodes: Annotated[
+        int, typer.Option(min=0, help="Nodes kept warm; 0 costs nothing between runs.")
+    ] = 0,
+    max_nodes: Annotated[int, typer.Option(min=1, help="Nodes at most.")] = 4,
+    idle: Annotated[
+        str,
+        typer.Option(
+            help="How long a node is kept without work, such as 2min.", callback=check_duration
+        ),
+    ] = "2min",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes a run takes.")] = 1,
+    image: Annotated[
+        str, typer.Option(help="The environment's image in a registry (default: built there).")
+    ] = "",
+    endpoint: Annotated[
+        str, typer.Option(help="Put a batch endpoint of this name in front of the pipeline.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Publish environment, components, cluster and fleet; what is there unchanged stays as it is.
+
+    After a failure the same command goes on from where it stopped.
+    """
+    from scoring import instants
+    from scoring.adapters.azure_ml.resources import Cluster
+    from scoring.settings import duration
+
+    if max(min_nodes, nodes) > max_nodes:
+        message = f"--max-nodes {max_nodes} is less than --min-nodes or --nodes"
+        raise typer.BadParameter(message)
+    kept = max(1, duration(idle) // instants.SECOND)
+    wanted = Cluster(cluster, size, min_nodes, max_nodes, kept)
+    steps = []
+    with opened(context) as app:
+        for step in app.publish(wanted, nodes, image, endpoint, dry_run=dry_run):
+            steps.append(step)
+            if not as_json:
+                done = "would be made" if dry_run else "made"
+                console().print(f"{done if step.made else 'unchanged':>13}  {step.what}")
+    if as_json:
+        show_json({"dry_run": dry_run, "steps": [plain(step) for step in steps]})
+    elif not any(step.made for step in steps):
+        console().print("nothing to do: all of it is published")
