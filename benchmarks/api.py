@@ -1,9 +1,10 @@
 """How quickly the API answers from a store with a million windows and 100,000 anomalies.
 
-Every list is asked for its first page, for pages far into it, and with its filters; in process,
-over ASGI, one request at a time. ``/api/health`` looks at nothing: its time is what FastAPI costs.
+Every list is asked for its first page, for its largest one, for pages far into it, and with its
+filters; in process, over ASGI, one request at a time. ``/api/health`` looks at nothing: its time is
+what FastAPI costs. SQLite first, then a PostgreSQL server that is started here, if it is installed.
 
-    python benchmarks/api.py [--windows 1000000] [--database-url postgresql+psycopg://...]
+    python benchmarks/api.py [--windows 1000000] [--database-url postgresql://...]
 """
 
 import argparse
@@ -11,7 +12,6 @@ import asyncio
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlencode
@@ -23,10 +23,10 @@ from sqlalchemy import Table, insert, text
 from scoring import instants
 from scoring.adapters.sql import schema
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.migrations import migrate
 from scoring.api import create_api
 from scoring.bootstrap import App
 from scoring.settings import Settings
+from tests.servers import postgresql, postgresql_programs
 
 MINUTE = 60 * instants.SECOND
 BEGIN = 1_767_571_200 * instants.SECOND
@@ -35,29 +35,44 @@ PER_SENSOR = 250
 PER_RUN = 25
 CHUNK = 10_000
 SHARE = 0.1
+PARTS = 20
+LARGE = 1_200
+"""Rows of the lists that the windows alone leave short: more than the largest page."""
+WIDE, LONG = "device-wide", "device-with-a-past"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--windows", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=300, help="a kind of request")
-    parser.add_argument("--database-url", help="of an empty database [default: a new SQLite file]")
+    parser.add_argument("--database-url", help="of an empty database, to measure only this one")
     options = parser.parse_args()
+    if options.database_url:
+        bench(options.database_url, options.windows, options.requests)
+        return
+    print("SQLite")
+    bench("", options.windows, options.requests)
+    if postgresql_programs() is None:
+        print("PostgreSQL is skipped: no initdb on the PATH nor below /usr/lib/postgresql")
+        return
+    print("PostgreSQL")
+    with postgresql() as server:
+        bench(server.url(), options.windows, options.requests)
+
+
+def bench(url: str, windows: int, requests: int) -> None:
+    """Fill a database and measure; without a URL a SQLite file."""
     with tempfile.TemporaryDirectory() as folder:
-        app = App(Settings.load({"SCORING_DATA": folder, "SCORING_WINDOW": "1min"}))
-        if options.database_url:
-            app.__dict__["database"] = Database(options.database_url)
-            migrate(app.database)
-        with app:
-            Path(folder).mkdir(exist_ok=True)
+        given = {"SCORING_DATA": folder, "SCORING_WINDOW": "1min", "SCORING_DATABASE": url}
+        with App(Settings.load(given)) as app:
             begin = perf_counter()
-            devices = max(1, options.windows // (SENSORS * PER_SENSOR))
+            devices = max(1, windows // (SENSORS * PER_SENSOR))
             anomalies = fill(app.database, devices)
             print(
                 f"{devices * SENSORS * PER_SENSOR:,} windows of {devices:,} devices,"
                 f" {anomalies:,} anomalies; filled in {perf_counter() - begin:.0f} s"
             )
-            asyncio.run(measure(app, devices, options.requests))
+            asyncio.run(measure(app, devices, requests))
 
 
 def fill(database: Database, devices: int) -> int:
@@ -65,15 +80,15 @@ def fill(database: Database, devices: int) -> int:
     random = np.random.default_rng(1)
     labels = random.random((devices, SENSORS, PER_SENSOR)) < SHARE
     runs = PER_SENSOR // PER_RUN
-    insert_all(database, schema.runs, map(run_row, range(1, runs + 1)))
-    per_run = devices * SENSORS * PER_RUN
+    insert_all(database, schema.runs, map(run_row, range(1, runs + LARGE + 1)))
+    per_run = devices * SENSORS * PER_RUN // PARTS
     insert_all(
         database,
         schema.run_parts,
         (
-            {"run_number": n + 1, "part": p, "rows": per_run // 20, "etag": "t",
-             "indexed_rows": per_run // 20, "scored": per_run // 20, "anomalies": 1}
-            for n in range(runs) for p in range(20)
+            {"run_number": n + 1, "part": p, "rows": per_run, "etag": "t",
+             "indexed_rows": per_run, "scored": per_run, "anomalies": 1}
+            for n in range(runs + LARGE) for p in range(PARTS)
         ),
     )  # fmt: skip
     insert_all(database, schema.window_partials, windows(devices))
@@ -88,14 +103,21 @@ def fill(database: Database, devices: int) -> int:
         ),
     )  # fmt: skip
     insert_all(database, schema.rejects, rejects())
-    for number in range(32):
-        insert_all(database, schema.partitions, [partition_row(number)])
-        insert_all(
-            database,
-            schema.epochs,
-            [{"partition": f"hub/{number}", "epoch": 0, "first_sequence": 0, "high_water": 10**6,
-              "first_enqueued": BEGIN, "last_enqueued": BEGIN}],
-        )  # fmt: skip
+    insert_all(database, schema.window_partials, uncommon_windows())
+    insert_all(database, schema.partitions, map(partition_row, range(LARGE)))
+    insert_all(
+        database,
+        schema.epochs,
+        ({"partition": f"hub/{number}", "epoch": 0, "first_sequence": 0, "high_water": 10**6,
+          "first_enqueued": BEGIN, "last_enqueued": BEGIN} for number in range(LARGE)),
+    )  # fmt: skip
+    insert_all(
+        database,
+        schema.gaps,
+        ({"partition": f"hub/{number}", "epoch": 0, "first_sequence": 100 * gap,
+          "last_sequence": 100 * gap + 9, "state": ("open", "repaired", "lost")[gap % 3]}
+         for number in range(0, LARGE, 4) for gap in range(12)),
+    )  # fmt: skip
     analyse(database)
     return int(labels.sum())
 
@@ -135,12 +157,22 @@ def windows(devices: int) -> Iterator[dict[str, Any]]:
     for device in range(devices):
         for sensor in range(SENSORS):
             for start in range(PER_SENSOR):
-                yield {
-                    "device": name(device), "sensor": f"s{sensor}",
-                    "window_start": BEGIN + start * MINUTE, "partition": f"hub/{device % 32}",
-                    "count": 12, "mean": 1.5, "m2": 0.5, "min": 1.0, "max": 2.0, "last": 1.25,
-                    "last_time": BEGIN, "claimed_by": 1 + start // PER_RUN,
-                }  # fmt: skip
+                yield window(name(device), f"s{sensor}", start, device % 32)
+
+
+def uncommon_windows() -> Iterator[dict[str, Any]]:
+    """Give one device many sensors, and one sensor a long past."""
+    for number in range(LARGE):
+        yield window(WIDE, f"s{number:06}", 0, 0)
+        yield window(LONG, "s0", -number, 0)
+
+
+def window(device: str, sensor: str, start: int, partition: int) -> dict[str, Any]:
+    return {
+        "device": device, "sensor": sensor, "window_start": BEGIN + start * MINUTE,
+        "partition": f"hub/{partition}", "count": 12, "mean": 1.5, "m2": 0.5, "min": 1.0,
+        "max": 2.0, "last": 1.25, "last_time": BEGIN, "claimed_by": 1 + max(start, 0) // PER_RUN,
+    }  # fmt: skip
 
 
 def predictions(labels: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -177,7 +209,7 @@ async def measure(app: App, devices: int, requests: int) -> None:
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         kinds = {
             what: [f"/api{path}" for path in paths]
-            for what, paths in asked(random, devices).items()
+            for what, paths in (asked(random, devices) | largest()).items()
         }
         for what in ("anomalies", "devices", "devices?order=anomalies", "rejects"):
             kinds[f"{what}, deep"] = await deep(client, f"/api/{what}")
@@ -190,10 +222,10 @@ async def measure(app: App, devices: int, requests: int) -> None:
                     times[what].append((perf_counter() - begin) * 1000)
                 assert response.status_code == 200, response.text
     reference = float(np.median(times["health"]))
-    print(f"{'':34}{'p50 ms':>9}{'p99 ms':>9}{'x health':>9}")
+    print(f"{'':38}{'p50 ms':>9}{'p99 ms':>9}{'x health':>9}")
     for what, measured in times.items():
         p50, p99 = np.percentile(measured, [50, 99])
-        print(f"{what:34}{p50:9.2f}{p99:9.2f}{p50 / reference:9.1f}")
+        print(f"{what:38}{p50:9.2f}{p99:9.2f}{p50 / reference:9.1f}")
 
 
 def asked(random: np.random.Generator, devices: int) -> dict[str, list[str]]:
@@ -208,7 +240,6 @@ def asked(random: np.random.Generator, devices: int) -> dict[str, list[str]]:
         "run": [f"/runs/{one}" for one in runs],
         "sensors of a run": [f"/runs/{one}/sensors" for one in runs],
         "anomalies": ["/anomalies"],
-        "anomalies, 1000 rows": ["/anomalies?limit=1000"],
         "anomalies of a device": [f"/anomalies?device={one}" for one in some],
         "anomalies of a device's sensor": [f"/anomalies?device={one}&sensor=s1" for one in some],
         "anomalies of a sensor": [f"/anomalies?sensor={one}" for one in sensors],
@@ -218,7 +249,6 @@ def asked(random: np.random.Generator, devices: int) -> dict[str, list[str]]:
             f"/anomalies?run={runs[n % len(runs)]}&device={one}" for n, one in enumerate(some)
         ],
         "devices": ["/devices"],
-        "devices, 1000 rows": ["/devices?limit=1000"],
         "devices?order=anomalies": ["/devices?order=anomalies"],
         "sensors of a device": [f"/devices/{one}/sensors" for one in some],
         "windows of a sensor": [f"/devices/{one}/sensors/s2/windows" for one in some],
@@ -226,6 +256,30 @@ def asked(random: np.random.Generator, devices: int) -> dict[str, list[str]]:
         "rejects": ["/rejects"],
         "rejects of a reason": ["/rejects?reason=bad_time"],
         "partitions": ["/partitions"],
+    }
+
+
+def largest() -> dict[str, list[str]]:
+    """Give the largest page of each list that has as many rows."""
+    span = urlencode({"until": instants.text(BEGIN + 110 * MINUTE)})
+    paths = {
+        "runs": "/runs",
+        "sensors of a run": f"/runs/{run_id(3)}/sensors",
+        "anomalies": "/anomalies",
+        "anomalies of a sensor": "/anomalies?sensor=s1",
+        "anomalies of a run": f"/anomalies?run={run_id(3)}",
+        "anomalies of a span": f"/anomalies?{span}",
+        "devices": "/devices",
+        "devices?order=anomalies": "/devices?order=anomalies",
+        "sensors of a device": f"/devices/{WIDE}/sensors",
+        "windows of a sensor": f"/devices/{LONG}/sensors/s0/windows",
+        "rejects": "/rejects",
+        "rejects of a reason": "/rejects?reason=bad_time",
+        "partitions": "/partitions",
+    }
+    return {
+        f"{what}, 1000 rows": [f"{path}{'&' if '?' in path else '?'}limit=1000"]
+        for what, path in paths.items()
     }
 
 

@@ -1,10 +1,10 @@
 """The system under the Functions host: one method a trigger, one log line an invocation."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
-from functools import cache
+from dataclasses import fields, replace
+from functools import cache, cached_property
 from threading import Lock, RLock
 from time import perf_counter
 from typing import Any
@@ -13,15 +13,38 @@ from scoring import instants
 from scoring.adapters.environment import environment
 from scoring.adapters.telemetry import Telemetry, show_facts, telemetry
 from scoring.bootstrap import App, nonce, now
-from scoring.errors import Conflict, NotFound
+from scoring.errors import (
+    BadInput,
+    Conflict,
+    InvalidFleet,
+    InvalidPart,
+    Misconfigured,
+    NotFound,
+    cause_of,
+)
+from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import IngestOutcome
+from scoring.handlers.watch import WatchRuns
 from scoring.readings import EventBatch
 from scoring.runs import ScoringRun
 from scoring.settings import APPLICATION_INSIGHTS, Settings, host_variables
 
+PENDING_COUNTED = 1_000_000
+"""Pending windows that are counted at a look: 0.2 s on a server, however many there are."""
+
 _HOSTING = Lock()
 
 log = logging.getLogger("scoring.hosted")
+
+
+def _is_never(_: Exception) -> bool:
+    return False
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether an error is of a request's making, and not what it met here."""
+    is_ours = isinstance(error, (Misconfigured, InvalidFleet, InvalidPart))
+    return isinstance(error, (BadInput, NotFound, Conflict)) and not is_ours
 
 
 class HostedApp(App):
@@ -84,30 +107,55 @@ class HostedApp(App):
         return run
 
     def watch_active(self, *, past_due: bool = False) -> list[ScoringRun]:
-        """Look at every active run once."""
-        with self._invocation("watch.runs", past_due=past_due) as said:
-            runs = self.watch(now(), nonce())
-            said["runs"] = {run.run_id: run.state.value for run in runs}
-        self.telemetry.watched(runs, self.queries.run)
+        """Look at every active run once, and at what waits."""
+        runs: list[ScoringRun] = []
+        try:
+            with self._invocation("watch.runs", past_due=past_due) as said:
+                try:
+                    self.watch(now(), nonce(), runs.append)
+                finally:
+                    said["runs"] = {run.run_id: run.state.value for run in runs}
+        finally:
+            self.telemetry.backlog(lambda: self.queries.backlog(PENDING_COUNTED))
         return runs
+
+    @cached_property
+    def watch(self) -> WatchRuns:
+        """The watch handler; what it indexes is noted as what blob triggers bring."""
+        return replace(super().watch, index=self._index, ended=self._run_ended)
+
+    def _run_ended(self, run_id: str) -> None:
+        self.telemetry.ended(run_id, self.queries.run)
 
     def index_blob(self, path: str) -> bool:
         """Index a prediction part; `path` begins with the container, as blob triggers tell it."""
-        name = path.partition("/")[2]
+        return self._index(path.partition("/")[2])
+
+    def _index(self, name: str) -> bool:
         with self._invocation("index.part", blob=name) as said:
-            said["new"] = self.watch.index(name)
+            said["new"] = IndexPredictions(self.submit.store, self.blobs)(name)
         return bool(said["new"])
 
     @contextmanager
-    def _invocation(self, event: str, **facts: Any) -> Iterator[dict[str, Any]]:
+    def request(self, event: str, **facts: Any) -> Iterator[dict[str, Any]]:
+        """Note what a request changes as an invocation; one that is refused is no failure."""
+        with self._invocation(event, _is_refused, **facts) as said:
+            yield said
+
+    @contextmanager
+    def _invocation(
+        self, event: str, is_refused: Callable[[Exception], bool] = _is_never, /, **facts: Any
+    ) -> Iterator[dict[str, Any]]:
         """Log one line, whatever becomes of the invocation; what is raised goes on to the host."""
         begin, level = perf_counter(), logging.INFO
         failure: Exception | None = None
         try:
             yield facts
         except Exception as error:
+            facts |= {"error": type(error).__name__, "cause": cause_of(error)}
+            if is_refused(error):
+                raise
             level, failure = logging.ERROR, error
-            facts |= {"error": type(error).__name__, "cause": str(error)}
             if isinstance(error, Conflict):
                 self._forget_window()
             raise

@@ -1,6 +1,6 @@
 """What people ask of the system: rows to show, and the port that gives them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -191,6 +191,37 @@ class StoreStatus:
     pending: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits, and what never came: the figures to raise an alarm on.
+
+    Attributes
+    ----------
+    pending
+        Windows changed since they were last claimed, as of `StoreStatus`, but one of two
+        partitions counts twice; at most `limit` of `Queries.backlog`.
+    missing
+        Events in gaps that are neither repaired nor lost.
+    """
+
+    pending: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGap:
+    """A range of sequence numbers that is neither repaired nor lost, both ends included."""
+
+    epoch: int
+    first_sequence: int
+    last_sequence: int
+
+    @property
+    def events(self) -> int:
+        """How many events it spans."""
+        return self.last_sequence - self.first_sequence + 1
+
+
 class Queries(Protocol):
     """Reads, and nothing else. Every list is bounded.
 
@@ -203,8 +234,21 @@ class Queries(Protocol):
     def partitions(self, limit: int, after: str | None = None) -> list[PartitionStatus]:
         """Give partitions in the order of their names."""
 
-    def gaps(self, partitions: Sequence[str]) -> dict[str, dict[str, GapCounts]]:
-        """Count the gaps of some partitions by partition and what became of them."""
+    def gaps(self, first: str, last: str) -> dict[str, dict[str, GapCounts]]:
+        """Count gaps by partition and what became of them.
+
+        Of the partitions from `first` to `last`, in the order of `partitions`; one without a gap
+        is left out.
+        """
+
+    def open_gaps(self, first: str, last: str, limit: int) -> dict[str, list[OpenGap]]:
+        """Give the first `limit` open gaps of each partition, by epoch and sequence number.
+
+        Of partitions as for `gaps`.
+        """
+
+    def backlog(self, limit: int) -> Backlog:
+        """Count what waits; of the pending windows at most `limit`, so that it takes no longer."""
 
     def runs(self, limit: int, after: int | None = None) -> list[RunSummary]:
         """Give the newest runs first; `after` is a run's number."""

@@ -25,10 +25,10 @@ def postgresql_programs() -> Path | None:
 
 
 @contextmanager
-def postgresql() -> Iterator["PostgreSql"]:
-    """Start a server with an empty cluster."""
+def postgresql(*, durable: bool = False) -> Iterator["PostgreSql"]:
+    """Start a server with an empty cluster; only a durable one waits for its disk."""
     folder = Path(tempfile.mkdtemp(prefix="scoring-postgresql-"))
-    server = PostgreSql(folder)
+    server = PostgreSql(folder, durable=durable)
     try:
         server.make()
         server.start()
@@ -41,8 +41,9 @@ def postgresql() -> Iterator["PostgreSql"]:
 class PostgreSql:
     """One server and its folder; it can be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self._folder = folder
+        self._fsync = "on" if durable else "off"
         self._port = free_port()
         # The server refuses to run as root.
         self._user = "postgres" if os.geteuid() == 0 else getpass.getuser()
@@ -58,7 +59,7 @@ class PostgreSql:
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        options = f"-p {self._port} -h 127.0.0.1 -k {self._folder} -c fsync=off"
+        options = f"-p {self._port} -h 127.0.0.1 -k {self._folder} -c fsync={self._fsync}"
         self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "-l", "log", "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:

@@ -6,17 +6,17 @@ Nothing here loads an SDK before somebody asks for telemetry: without it, it cos
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
-from scoring.errors import BadInput, ScoringError
-from scoring.queries import RunSummary
-from scoring.runs import RunState, ScoringRun, parse_prediction_name
+from scoring.errors import BadInput, ScoringError, cause_of
+from scoring.queries import Backlog, RunSummary
+from scoring.runs import RunState, parse_prediction_name
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
     from opentelemetry.trace import SpanContext, TracerProvider
 
 Facts = Mapping[str, Any]
@@ -38,8 +38,11 @@ class Telemetry:
     def lag(self, seconds: float, facts: Facts) -> None:
         """Note how long ago the hub took the newest event of a batch that was handled."""
 
-    def watched(self, runs: Iterable[ScoringRun], summary: Callable[[str], RunSummary]) -> None:
-        """Note runs that were just looked at; `summary` is asked about those that ended."""
+    def ended(self, run_id: str, summary: Callable[[str], RunSummary]) -> None:
+        """Note that a run has just ended; `summary` is asked about it if that goes anywhere."""
+
+    def backlog(self, read: Callable[[], Backlog]) -> None:
+        """Note what waits and what is missing; `read` is asked only if that goes anywhere."""
 
 
 class OpenTelemetry(Telemetry):
@@ -54,8 +57,10 @@ class OpenTelemetry(Telemetry):
         meter = metrics.get_meter(_NAME)
         counters = (*_COUNTED, "rejects", "runs", "predictions", "anomalies", "failures")
         self._counters = {name: meter.create_counter(f"{_NAME}.{name}") for name in counters}
-        # Goes down when what was missing is found.
-        self._missing = meter.create_up_down_counter(f"{_NAME}.missing")
+        self._pending = _Reading()
+        meter.create_observable_gauge(f"{_NAME}.windows_pending", [self._pending])
+        self._missing = _Reading()
+        meter.create_observable_gauge(f"{_NAME}.missing", [self._missing])
         self._lag, self._run_duration = (
             meter.create_histogram(
                 f"{_NAME}.{name}", "s", explicit_bucket_boundaries_advisory=_SECONDS
@@ -77,16 +82,22 @@ class OpenTelemetry(Telemetry):
         """Record the lag of the batch's partition."""
         self._lag.record(max(seconds, 0.0), _where("ingest.batch", facts))
 
-    def watched(self, runs: Iterable[ScoringRun], summary: Callable[[str], RunSummary]) -> None:
-        """Count the runs that ended, and what they predicted."""
-        for run in runs:
-            if not run.state.is_terminal:
-                continue
-            try:
-                self._ended(summary(run.run_id))
-            except ScoringError as error:
-                # The run is what matters, and it has ended well.
-                log.warning("telemetry.incomplete", extra={"run": run.run_id, "cause": str(error)})
+    def ended(self, run_id: str, summary: Callable[[str], RunSummary]) -> None:
+        """Count a run that ended, and what it predicted."""
+        try:
+            self._ended(summary(run_id))
+        except ScoringError as error:
+            # The run is what matters, and it has ended well.
+            log.warning("telemetry.incomplete", extra={"run": run_id, "cause": str(error)})
+
+    def backlog(self, read: Callable[[], Backlog]) -> None:
+        """Read what waits and what is missing, for the next export."""
+        try:
+            found = read()
+        except ScoringError as error:
+            log.warning("telemetry.incomplete", extra={"cause": str(error)})
+            return
+        self._pending.value, self._missing.value = found.pending, found.missing
 
     def _ended(self, run: RunSummary) -> None:
         state = {"state": run.state.value}
@@ -104,8 +115,6 @@ class OpenTelemetry(Telemetry):
         for name in _COUNTED:
             if name in facts:
                 self._counters[name].add(facts[name], where)
-        if "missing" in facts:
-            self._missing.add(facts["missing"], where)
         for reason, number in facts.get("rejects", {}).items():
             self._counters["rejects"].add(number, where | {"reason": reason})
         if error:
@@ -136,11 +145,30 @@ class OpenTelemetry(Telemetry):
         )
         if error:
             # No stack trace: the errors below ours quote statements with their values.
-            told = {"exception.type": type(error).__name__, "exception.message": _text(error)}
+            told = {"exception.type": type(error).__name__, "exception.message": cause_of(error)}
             span.add_event("exception", told)
-            span.set_status(trace.StatusCode.ERROR, _text(error))
+            span.set_status(trace.StatusCode.ERROR, cause_of(error))
         span.end(end)
         return span.get_span_context()
+
+
+class _Reading:
+    """What a gauge shows: a value is exported once.
+
+    The timer that reads it may fire in another process the next time, and this one must not go on
+    exporting what was true then.
+    """
+
+    def __init__(self) -> None:
+        self.value: int | None = None
+
+    def __call__(self, _: "CallbackOptions") -> "Iterator[Observation]":
+        """Give the value that was read since the last export."""
+        from opentelemetry.metrics import Observation
+
+        value, self.value = self.value, None
+        if value is not None:
+            yield Observation(value)
 
 
 def span_context(subject: str) -> "SpanContext":
@@ -203,18 +231,13 @@ def _attributes(facts: Facts, error: Exception | None) -> dict[str, Any]:
             flat |= {f"{key}.{name}": value for name, value in values.items()}
     flat["run"] = _run_of(facts)
     if error:
-        flat["cause"] = _text(error)
+        flat["cause"] = cause_of(error)
     plain = (str, int, float, list)
     return {
         f"{_NAME}.{key}": value if isinstance(value, plain) else str(value)
         for key, value in flat.items()
         if value is not None
     }
-
-
-def _text(error: Exception) -> str:
-    """Give what an error says if it is of this project: others may quote anything."""
-    return str(error) if isinstance(error, ScoringError) else "unexpected, see the log"
 
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}

@@ -1,5 +1,6 @@
 """What requests are answered with. Instants are ISO 8601 in UTC."""
 
+from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -7,10 +8,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from scoring import instants
 from scoring.runs import RunState
 
+# Rows of one page often have an instant in common.
+_written = lru_cache(maxsize=4096)(instants.text)
+
 
 def _text(instant: object) -> object:
-    return instants.text(instant) if isinstance(instant, int) else instant
+    return _written(instant) if isinstance(instant, int) else instant
 
+
+OPEN_GAPS = 100
+"""Open gaps that a partition shows."""
 
 When = Annotated[str, BeforeValidator(_text), Field(json_schema_extra={"format": "date-time"})]
 Row = TypeVar("Row")
@@ -171,6 +178,15 @@ class Gaps(Answer):
     events: int
 
 
+class OpenGap(Answer):
+    """A range of sequence numbers that never came, both ends included."""
+
+    epoch: int
+    first_sequence: int
+    last_sequence: int
+    events: int
+
+
 class Partition(Answer):
     """How far one partition has come."""
 
@@ -187,6 +203,9 @@ class Partition(Answer):
     late: int
     missing: int
     gaps: dict[str, Gaps] = Field(description="By what became of them: open, repaired, lost.")
+    open_gaps: list[OpenGap] = Field(
+        max_length=OPEN_GAPS, description="The first open ones; `gaps` counts them all."
+    )
 
 
 class Finding(Answer):

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scoring.api.problems import answer, problem
+from scoring.api.settling import settle
 
 BODY_LIMIT = 64 * 1024
 """Bytes of a body: a list of a few hundred devices."""
@@ -76,6 +77,7 @@ class Gate:
                 "milliseconds": round((perf_counter() - begin) * 1000, 3),
             },
         )
+        settle()
 
     async def _body(self, request: Request, receive: Receive) -> bytes:
         if request.headers.get("content-length", "").isdigit():

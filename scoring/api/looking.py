@@ -1,6 +1,6 @@
 """Routes that look: anomalies, devices, windows, rejects, partitions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import Field
@@ -8,6 +8,7 @@ from pydantic import Field
 from scoring import instants
 from scoring.api import cursors
 from scoring.api.answers import (
+    OPEN_GAPS,
     AnomalousWindow,
     Device,
     Page,
@@ -29,7 +30,7 @@ from scoring.api.parameters import (
 from scoring.api.parts import Parts
 from scoring.api.problems import documented
 from scoring.errors import NotFound
-from scoring.queries import AnomalyFilter, DeviceCounts
+from scoring.queries import AnomalyFilter, DeviceCounts, PartitionStatus
 
 
 class DeviceQuery(PageQuery):
@@ -144,7 +145,9 @@ def _add_rejects(routes: APIRouter, parts: Parts) -> None:
     @routes.post("/rejects/replay", tags=["rejects"], responses=documented(415))
     def replay_rejects(query: Annotated[NoQuery, Query()]) -> Replayed:
         """Decode rejects again with the settings of today; what can be read now is counted."""
-        replayed, stay = parts.replay_rejects()
+        with parts.request("api.replay_rejects") as said:
+            replayed, stay = parts.replay_rejects()
+            said |= {"replayed": replayed, "stay_rejected": stay}
         return Replayed(replayed=replayed, stay_rejected=stay)
 
 
@@ -157,14 +160,21 @@ def _add_partitions(routes: APIRouter, parts: Parts) -> None:
         rows, cursor = cursors.page(
             found, query.limit, "partitions", query.filters, lambda row: (row.partition,)
         )
-        gaps = parts.queries.gaps([row.partition for row in rows])
-        now = instants.of(parts.now())
-        items = [
-            made_of(
-                row,
-                lag_seconds=None if row.ended else (now - row.last_enqueued) / instants.SECOND,
-                gaps=gaps[row.partition],
-            )
-            for row in rows
-        ]
+        items = _with_gaps(parts, rows) if rows else []
         return Page[Partition].model_validate({"items": items, "next_cursor": cursor})
+
+
+def _with_gaps(parts: Parts, rows: list[PartitionStatus]) -> list[dict[str, Any]]:
+    """Give partitions, which follow each other, with their lag and their gaps."""
+    ends = rows[0].partition, rows[-1].partition
+    gaps, ranges = parts.queries.gaps(*ends), parts.queries.open_gaps(*ends, OPEN_GAPS)
+    now = instants.of(parts.now())
+    return [
+        made_of(
+            row,
+            lag_seconds=None if row.ended else (now - row.last_enqueued) / instants.SECOND,
+            gaps=gaps.get(row.partition, {}),
+            open_gaps=ranges.get(row.partition, []),
+        )
+        for row in rows
+    ]

@@ -1,8 +1,9 @@
 """The parts of the system, built once although requests come in many threads."""
 
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from scoring import bootstrap
 from scoring.handlers.fleets import FleetShelf
@@ -12,6 +13,14 @@ from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
 from scoring.ports import Blobs, Engine
 from scoring.queries import Queries
+
+
+@runtime_checkable
+class Observed(Protocol):
+    """An app that notes what requests change, as that of the Functions host does."""
+
+    def request(self, event: str, **facts: Any) -> AbstractContextManager[dict[str, Any]]:
+        """Note a request when it has ended, with the facts that it adds."""
 
 
 class Parts:
@@ -76,6 +85,11 @@ class Parts:
         """What scores."""
         engine: Engine = self._part("engine")
         return engine
+
+    def request(self, event: str, **facts: Any) -> AbstractContextManager[dict[str, Any]]:
+        """Note a request that changes something, where the app notes such."""
+        app = self._app
+        return app.request(event, **facts) if isinstance(app, Observed) else nullcontext(facts)
 
     def now(self) -> datetime:
         """Read the clock."""

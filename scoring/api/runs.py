@@ -57,7 +57,9 @@ def router(parts: Parts) -> APIRouter:
         key: IdempotencyKey = None,
     ) -> Response:
         """Start a run. While nothing is pending no run is made, and a key is not spent."""
-        run = _start(parts, request or RunRequest(), key)
+        with parts.request("api.start_run") as said:
+            run = _start(parts, request or RunRequest(), key)
+            said |= {"run": run and run.run_id, "state": run and run.state.value}
         if run is None:
             return JSONResponse({"detail": _NOTHING})
         location = f"/api/runs/{run.run_id}"
@@ -96,7 +98,8 @@ def router(parts: Parts) -> APIRouter:
     @routes.post("/runs/{run_id}/cancel", responses=documented(404, 409, 415))
     def cancel_run(run_id: RunId, query: Annotated[NoQuery, Query()]) -> Run:
         """Stop a run and give its windows back."""
-        parts.watch.cancel(run_id, parts.now())
+        with parts.request("api.cancel_run", run=run_id) as said:
+            said["state"] = parts.watch.cancel(run_id, parts.now()).state.value
         return Run.model_validate(parts.queries.run(run_id))
 
     return routes
@@ -111,7 +114,7 @@ def _start(parts: Parts, request: RunRequest, key: str | None) -> ScoringRun | N
     run = submit.begin("http", version, now, nonce, scope=request.scope, request=named)
     if run is not None:
         try:
-            submit.advance(run, now, nonce)
+            return submit.advance(run, now, nonce)
         except Transient as error:
             # The run is recorded: the next watch takes it on from where it stands.
             log.warning("api.run.waits", extra={"run_id": run.run_id, "cause": str(error)})

@@ -1,31 +1,69 @@
 """Watch runs: follow the engine, index what it wrote, end what has ended."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from scoring import instants
-from scoring.errors import Conflict, InvalidPart
-from scoring.handlers.index import IndexPredictions
+from scoring.errors import Conflict, InvalidPart, ScoringError, cause_of
 from scoring.handlers.submit import CLAIM_LIMIT, SubmitRun
 from scoring.ports import Blobs, Engine, EngineReport, EngineState, RunStore
 from scoring.runs import Part, RunState, ScoringRun, missing_parts, part_name
 
 _WITH_ENGINE = (RunState.SUBMITTED, RunState.RUNNING)
 
+log = logging.getLogger("scoring.watch")
+
+
+def _tell_nobody(_: object) -> None:
+    """Take note of nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class WatchRuns:
-    """The watch handler: brings every active run as far as it can come now."""
+    """The watch handler: brings every active run as far as it can come now.
+
+    Attributes
+    ----------
+    index
+        The index handler.
+    ended
+        Told the id of each run that was ended here, once.
+    """
 
     store: RunStore
     blobs: Blobs
     engine: Engine
     submit: SubmitRun
-    index: IndexPredictions
+    index: Callable[[str], bool]
+    ended: Callable[[str], None] = _tell_nobody
 
-    def __call__(self, now: datetime, nonce: str) -> list[ScoringRun]:
-        """Look at every active run once; gives them as they are then."""
-        return [self.watch(run, now, nonce) for run in self.store.active_runs()]
+    def __call__(
+        self, now: datetime, nonce: str, tell: Callable[[ScoringRun], None] = _tell_nobody
+    ) -> list[ScoringRun]:
+        """Look at every active run once; gives them as they are then.
+
+        A run that fails keeps nobody from looking at those after it: its error is logged, and the
+        first one is raised in the end.
+
+        Parameters
+        ----------
+        tell
+            Told each run as it is then, also where another one fails.
+        """
+        seen, errors = [], []
+        for run in self.store.active_runs():
+            try:
+                seen.append(self.watch(run, now, nonce))
+            except Exception as error:  # noqa: BLE001 - a defect that one run meets is its own too
+                _log_failure(run, error)
+                errors.append(error)
+            else:
+                tell(seen[-1])
+        if errors:
+            raise errors[0]
+        return seen
 
     def watch(self, run: ScoringRun, now: datetime, nonce: str) -> ScoringRun:
         """Look at one run once."""
@@ -92,14 +130,22 @@ class WatchRuns:
         problems = problems + missing_parts(expected, indexed)
         if problems:
             self.store.note(run, "incomplete: " + "; ".join(problems))
-        else:
-            self.store.transition(run, RunState.COMPLETED, instants.of(now))
+        elif self.store.transition(run, RunState.COMPLETED, instants.of(now)):
+            self.ended(run.run_id)
 
     def _end(self, run: ScoringRun, state: RunState, now: datetime, cause: str) -> None:
         # Windows first: a crash in between leaves the run active, and this is done again.
         while self.store.release(run, CLAIM_LIMIT):
             pass
-        self.store.transition(run, state, instants.of(now), cause)
+        if self.store.transition(run, state, instants.of(now), cause):
+            self.ended(run.run_id)
+
+
+def _log_failure(run: ScoringRun, error: Exception) -> None:
+    facts = {"run": run.run_id, "error": type(error).__name__, "cause": cause_of(error)}
+    # Only one error of a look is raised: nobody else would show where a defect is.
+    trace = None if isinstance(error, ScoringError) else error
+    log.warning("watch.run_failed", extra=facts, exc_info=trace)
 
 
 def _cause(report: EngineReport) -> str:

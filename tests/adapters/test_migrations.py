@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect
 
+from scoring.adapters.sql import schema
 from scoring.adapters.sql.database import Database, revision
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import HEAD, metadata
@@ -84,6 +85,17 @@ class TestMigrations:
         described.close()
 
         assert found == expected
+
+    def test_the_windows_have_room_for_updates_as_the_code_describes(
+        self, migrated_postgresql: Database
+    ) -> None:
+        options = "SELECT reloptions FROM pg_class WHERE relname = 'window_partials'"
+        described = schema.window_partials.dialect_options["postgresql"]["with"]
+
+        with migrated_postgresql.read() as connection:
+            (found,) = connection.exec_driver_sql(options).scalars()
+
+        assert found == [f"{name}={value}" for name, value in described.items()]
 
     def test_a_database_that_is_there_already_is_left_alone(self, database: Database) -> None:
         deliver(database, [0, 5])

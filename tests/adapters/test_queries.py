@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from scoring.adapters.sql import queries as queries_module
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.queries import SqlQueries
+from scoring.adapters.sql.queries import windows as queries_module
 from scoring.adapters.sql.rebuild import settle_window
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.errors import NotFound
@@ -15,14 +15,17 @@ from scoring.ports import Gap
 from scoring.queries import (
     Anomaly,
     AnomalyFilter,
+    Backlog,
     DeviceCounts,
     GapCounts,
+    OpenGap,
     PartitionStatus,
     Queries,
     RejectRow,
     ScoredWindow,
     StoreStatus,
 )
+from scoring.readings import Partition
 from scoring.runs import RunState
 from tests.adapters.stores import (
     MINUTE,
@@ -115,6 +118,53 @@ class TestStatus:
         }
         assert status.partitions[0].missing == 15
 
+    def test_gaps_are_counted_of_the_partitions_that_are_asked_for(
+        self, database: Database, queries: Queries
+    ) -> None:
+        for number in range(4):
+            deliver(database, [0, 5], Partition("hub", str(number)))
+        deliver(database, [2], P1)
+
+        assert queries.gaps("hub/1", "hub/2") == {
+            "hub/1": {"open": GapCounts(2, 3), "repaired": GapCounts(1, 1)},
+            "hub/2": {"open": GapCounts(1, 4)},
+        }
+        assert queries.gaps("hub/7", "hub/9") == {}
+
+    def test_open_gaps_come_by_epoch_and_number_and_no_more_than_asked_for(
+        self, database: Database, queries: Queries
+    ) -> None:
+        deliver(database, [0, 10, 20, 30])
+        deliver(database, [5])
+        deliver(database, [3, 5], enqueued=10**12)
+        deliver(database, [0, 9], P1)
+        SqlIngestStore(database).mark_lost(Gap(P0, 0, 11, 19, "open"))
+        everything = [
+            OpenGap(0, 1, 4), OpenGap(0, 6, 9), OpenGap(0, 21, 29), OpenGap(1, 0, 2),
+            OpenGap(1, 4, 4),
+        ]  # fmt: skip
+
+        assert queries.open_gaps("hub/0", "hub/1", 9) == {
+            "hub/0": everything,
+            "hub/1": [OpenGap(0, 1, 8)],
+        }
+        assert queries.open_gaps("hub/0", "hub/0", 2) == {"hub/0": everything[:2]}
+        assert [gap.events for gap in everything] == [4, 4, 9, 3, 1]
+
+    def test_the_backlog_is_what_waits_and_what_is_missing_now(
+        self, database: Database, queries: Queries
+    ) -> None:
+        assert queries.backlog(10) == Backlog(0, 0)
+        fill(database, ("d", "a"), ("d", "b"), windows=3)
+        claimed(database)
+        fill(database, ("d", "b"), windows=2)
+        deliver(database, [0, 10])
+        deliver(database, [0, 3], P1)
+        deliver(database, [4, 5])
+
+        assert queries.backlog(10) == Backlog(2, 7 + 2)
+        assert queries.backlog(1).pending == 1
+
     def test_rejects_are_counted_by_reason_until_they_are_replayed(
         self, database: Database, queries: Queries
     ) -> None:
@@ -179,6 +229,18 @@ class TestRuns:
 
         summary = queries.run("r1")
         assert (summary.parts, summary.windows, summary.indexed, summary.anomalies) == (0, 0, 0, 0)
+
+    def test_of_a_list_of_runs_each_shows_its_own_parts(
+        self, database: Database, queries: Queries
+    ) -> None:
+        for run_id, rows in (("a", [1]), ("b", []), ("c", [1, 1])):
+            fill(database, ("d", "s"))
+            exported(database, run_id, rows=rows)
+
+        assert [(run.run_id, run.parts) for run in queries.runs(9)] == [
+            ("c", 2), ("b", 0), ("a", 1),
+        ]  # fmt: skip
+        assert queries.runs(9, after=1) == []
 
     def test_the_newest_come_first_and_no_more_than_asked_for(
         self, database: Database, queries: Queries

@@ -23,13 +23,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from scoring import instants
+from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.telemetry import FactsFormatter, OpenTelemetry, show_facts, span_context
-from scoring.errors import BadInput, Misconfigured
+from scoring.api import create_api
+from scoring.errors import BadInput, InvalidFleet, Misconfigured, Transient
 from scoring.fleet import Model, Training, train_model
+from scoring.handlers.watch import WatchRuns
 from scoring.hosting import HostedApp
 from scoring.readings import EventBatch, Partition
 from scoring.settings import HostSettings, Settings
 from tests.adapters.engines import eventually
+from tests.api.conftest import Client, ListeningEngine
 from tests.worker.host import SETTINGS
 
 BEGIN = 1_577_836_800 * instants.SECOND
@@ -63,6 +67,16 @@ class Seen:
             if metric.name == f"scoring.{name}"
             for point in metric.data.data_points
         ]
+
+    def gauges(self) -> dict[str, list[int]]:
+        """Give the values of the gauges since the last time, of which there may be none."""
+        data = self.reader.get_metrics_data()
+        found: dict[str, list[int]] = {"windows_pending": [], "missing": []}
+        for resource in data.resource_metrics if data else ():
+            for metric in resource.scope_metrics[0].metrics:
+                values = [getattr(point, "value", 0) for point in metric.data.data_points]
+                found.setdefault(metric.name.removeprefix("scoring."), []).extend(values)
+        return {name: found[name] for name in ("windows_pending", "missing")}
 
     def total(self, name: str) -> float:
         return float(sum(point.value for point in self.points(name)))
@@ -109,7 +123,7 @@ def reading(minute: int) -> bytes:
     return json.dumps({"device": "d1", "sensor": "s1", "ts": text, "value": minute}).encode()
 
 
-def completed_run(app: HostedApp) -> str:
+def completed_run(app: HostedApp, *, by_trigger: bool = True) -> str:
     """Take readings through a run to its indexed part, as the triggers do; gives the run's id."""
     model = train_model(np.random.default_rng(1).normal(3, 2, (40, 1)), Training())
     app.shelf.publish([Model("d1", "s1", model)], ("mean",), instants.moment(BEGIN))
@@ -118,7 +132,8 @@ def completed_run(app: HostedApp) -> str:
     assert run is not None
     part = app.folder / "blobs" / run.prediction_prefix / "part-00000.parquet"
     eventually(part.exists)
-    app.index_blob(f"scoring/{run.prediction_prefix}part-00000.parquet")
+    if by_trigger:
+        app.index_blob(f"scoring/{run.prediction_prefix}part-00000.parquet")
     eventually(lambda: any(one.state.is_terminal for one in app.watch_active()))
     return run.run_id
 
@@ -177,8 +192,8 @@ def test_counters_add_up(app: HostedApp, seen: Seen) -> None:
     app.ingest_events(batch(7, reading(2)))
     app.ingest_events(batch(4, reading(3)))
 
-    totals = {name: seen.total(name) for name in ("events", "duplicates", "readings", "missing")}
-    assert totals == {"events": 8, "duplicates": 3, "readings": 3, "missing": 3}
+    totals = {name: seen.total(name) for name in ("events", "duplicates", "readings")}
+    assert totals == {"events": 8, "duplicates": 3, "readings": 3}
     reasons = {point.attributes["reason"]: point.value for point in seen.points("rejects")}
     assert reasons == {"not_json": 1, "empty_body": 1}
     (lag,) = seen.points("lag")
@@ -197,6 +212,164 @@ def test_a_run_that_ended_is_counted_once(app: HostedApp, seen: Seen) -> None:
     assert [(p.value, p.attributes["state"]) for p in seen.points("runs")] == [(1, "completed")]
     (duration,) = seen.points("run_duration")
     assert duration.sum > 0
+
+
+def test_a_look_tells_what_waits_and_what_is_missing_as_the_store_has_it(
+    app: HostedApp, seen: Seen
+) -> None:
+    app.ingest_events(batch(0, reading(0), reading(1)))
+    app.ingest_events(batch(7, reading(1), reading(2)))
+    app.watch_active()
+    before = seen.gauges()
+    # Another process finds some of it: this one counts nothing, and asks the store.
+    app.ingest()(batch(4, reading(3)))
+    app.watch_active()
+
+    assert before == {"windows_pending": [3], "missing": [5]}
+    assert seen.gauges() == {"windows_pending": [4], "missing": [4]}
+
+
+def test_what_a_look_found_is_exported_once_and_not_for_ever(app: HostedApp, seen: Seen) -> None:
+    app.ingest_events(batch(0, reading(0)))
+    app.watch_active()
+    seen.gauges()
+
+    # The timer fires in another process from now on.
+    assert seen.gauges() == {"windows_pending": [], "missing": []}
+
+
+def test_a_look_that_fails_tells_what_waits_all_the_same(
+    app: HostedApp, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.ingest_events(batch(0, reading(0)))
+    monkeypatch.setattr(WatchRuns, "__call__", failing)
+
+    with pytest.raises(Transient):
+        app.watch_active()
+
+    assert seen.gauges() == {"windows_pending": [1], "missing": [0]}
+
+
+def test_a_store_that_cannot_be_counted_does_not_fail_the_look(
+    app: HostedApp, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SqlQueries, "backlog", failing)
+
+    assert app.watch_active() == []
+    assert seen.gauges() == {"windows_pending": [], "missing": []}
+
+
+def test_nothing_is_counted_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SqlQueries, "backlog", failing)
+
+    app = HostedApp(Settings.load({"SCORING_DATA": str(tmp_path)}))
+    with app:
+        assert app.watch_active() == []
+
+
+def failing(*_: object) -> None:
+    message = "no route"
+    raise Transient(message)
+
+
+class TestRequests:
+    """What the HTTP API changes is noted as what the triggers do."""
+
+    @pytest.fixture
+    def client(self, app: HostedApp) -> Client:
+        model = train_model(np.random.default_rng(1).normal(3, 2, (40, 1)), Training())
+        app.shelf.publish([Model("d1", "s1", model)], ("mean",), instants.moment(BEGIN))
+        app.__dict__["engine"] = ListeningEngine()
+        app.ingest_events(batch(0, reading(0)))
+        return Client(create_api(app))
+
+    def test_a_run_that_was_started_and_canceled_is_of_one_trace(
+        self, client: Client, seen: Seen
+    ) -> None:
+        run = client.post("/runs").json()["run_id"]
+        client.post(f"/runs/{run}/cancel")
+
+        spans = [seen.span("api.start_run"), seen.span("api.cancel_run")]
+        assert {trace_of(span) for span in spans} == {span_context(run).trace_id}
+        assert [(span.attributes or {})["scoring.state"] for span in spans] == [
+            "submitted", "canceled",
+        ]  # fmt: skip
+
+    def test_a_canceled_run_is_counted_once(
+        self, app: HostedApp, client: Client, seen: Seen
+    ) -> None:
+        run = client.post("/runs").json()["run_id"]
+        client.post(f"/runs/{run}/cancel")
+        client.post(f"/runs/{run}/cancel")
+        app.watch_active()
+
+        assert [(p.value, p.attributes["state"]) for p in seen.points("runs")] == [(1, "canceled")]
+
+    def test_what_a_client_does_wrong_is_no_failure(self, client: Client, seen: Seen) -> None:
+        assert client.post("/runs/nope/cancel").status_code == 404
+        assert client.post("/runs", {"fleet": "nope"}).status_code == 404
+
+        refused = [seen.span("api.cancel_run"), seen.span("api.start_run")]
+        assert [(span.attributes or {})["scoring.error"] for span in refused] == ["NotFound"] * 2
+        assert {span.status.status_code for span in refused} == {StatusCode.UNSET}
+        assert seen.points("failures") == []
+
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [(Transient("no route"), 503), (InvalidFleet("truncated"), 500), (KeyError("a"), 500)],
+    )
+    def test_what_is_our_own_fault_is_one(
+        self,
+        client: Client,
+        seen: Seen,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception,
+        status: int,
+    ) -> None:
+        def broken(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(WatchRuns, "cancel", broken)
+
+        assert client.post("/runs/r1/cancel").status_code == status
+        (failures,) = seen.points("failures")
+        assert failures.attributes == {"event": "api.cancel_run", "error": type(error).__name__}
+
+
+def test_a_part_that_the_look_itself_indexes_is_of_its_runs_trace(
+    app: HostedApp, seen: Seen
+) -> None:
+    run = completed_run(app, by_trigger=False)
+
+    (index,) = [one for one in seen.spans("index.part") if (one.attributes or {})["scoring.new"]]
+    assert trace_of(index) == span_context(run).trace_id
+    assert seen.total("predictions") == 1
+
+
+def test_a_foreign_error_is_logged_by_its_name_alone(
+    app: HostedApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        message = f"INSERT failed: {HUSH}"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(HostedApp, "ingest", broken)
+    with pytest.raises(RuntimeError), caplog.at_level(logging.INFO):
+        app.ingest_events(batch(0, b""))
+
+    (line,) = [record for record in caplog.records if record.getMessage() == "ingest.batch"]
+    assert (vars(line)["error"], vars(line)["cause"]) == ("RuntimeError", "RuntimeError")
+    assert HUSH not in caplog.text
+
+
+def test_our_own_error_is_logged_with_its_words(
+    app: HostedApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(BadInput), caplog.at_level(logging.INFO):
+        app.index_blob("scoring/predictions/r1/notes.txt")
+
+    (line,) = [record for record in caplog.records if record.getMessage() == "index.part"]
+    assert "is not the name of a prediction part" in vars(line)["cause"]
 
 
 def test_errors_are_recorded(app: HostedApp, seen: Seen) -> None:

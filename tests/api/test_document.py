@@ -20,7 +20,8 @@ from schemathesis.config import (
 from scoring.api import create_api
 from scoring.bootstrap import App
 from scoring.settings import Settings
-from tests.api.conftest import Client, ListeningEngine, fill, said, submitted
+from tests.adapters.stores import deliver
+from tests.api.conftest import BEGIN, Client, ListeningEngine, fill, said, submitted
 
 SEED = 20261122
 EXAMPLES = 40
@@ -88,6 +89,7 @@ def filled(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     fill(APP, ("d1", "s1"), ("d2", "s1"), windows=2)
     said(APP, submitted(APP), ("d1", "s1", 0, 1.0), ("d2", "s1", 1, None))
     fill(APP, ("d1", "s1"))
+    deliver(APP.database, [0, 5, 9], enqueued=BEGIN)
     with APP:
         yield
 

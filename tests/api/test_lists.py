@@ -6,6 +6,7 @@ import pytest
 
 from scoring import instants
 from scoring.adapters.sql.ingest import SqlIngestStore
+from scoring.api.answers import OPEN_GAPS
 from scoring.bootstrap import App
 from scoring.ports import Gap
 from tests.adapters.stores import MINUTE, P0, P1, deliver, reject, save
@@ -240,6 +241,39 @@ class TestRows:
             "open": {"gaps": 1, "events": 2},
             "lost": {"gaps": 1, "events": 2},
         }
+
+    def test_a_partition_names_the_events_that_never_came(
+        self, filled: App, client: Client
+    ) -> None:
+        SqlIngestStore(filled.database).mark_lost(Gap(P1, 0, 1, 2, "open"))
+
+        first, second = client.get("/partitions").json()["items"]
+
+        assert first["open_gaps"] == [
+            {"epoch": 0, "first_sequence": 1, "last_sequence": 4, "events": 4}
+        ]
+        assert second["open_gaps"] == [
+            {"epoch": 0, "first_sequence": 3, "last_sequence": 4, "events": 2}
+        ]
+
+    def test_a_partition_without_a_gap_names_none(self, app: App, client: Client) -> None:
+        deliver(app.database, [0, 1], enqueued=BEGIN)
+
+        (partition,) = client.get("/partitions").json()["items"]
+
+        assert (partition["gaps"], partition["open_gaps"]) == ({}, [])
+
+    def test_of_very_many_gaps_the_first_are_named_and_all_are_counted(
+        self, app: App, client: Client
+    ) -> None:
+        deliver(app.database, range(0, 2 * OPEN_GAPS + 20, 2), enqueued=BEGIN)
+
+        (partition,) = client.get("/partitions").json()["items"]
+
+        assert [gap["first_sequence"] for gap in partition["open_gaps"]] == [
+            2 * n + 1 for n in range(OPEN_GAPS)
+        ]
+        assert partition["gaps"]["open"]["gaps"] == OPEN_GAPS + 9
 
     def test_rejects_are_replayed(self, app: App, client: Client) -> None:
         good = b'{"device":"d","sensor":"s","ts":"2020-01-01T00:00:00Z","value":1}'

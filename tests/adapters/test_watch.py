@@ -1,0 +1,170 @@
+"""The look at all active runs: one that fails keeps nobody from the others."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scoring import instants
+from scoring.adapters.blobs import FolderBlobs
+from scoring.bootstrap import App
+from scoring.errors import Misconfigured, ScoringError, Transient
+from scoring.fleet import Model, Training, train_model
+from scoring.ports import BlobInfo, EngineReport, EngineState, ScoringOrder
+from scoring.runs import RunState
+from scoring.settings import Settings
+from tests.adapters.stores import P0, partials, save
+
+BEGIN = 1_577_836_800 * instants.SECOND
+NOW = instants.moment(BEGIN + 10**12)
+
+
+@dataclass
+class ScriptedEngine:
+    """Says of each run what it was told to: a report, or an error."""
+
+    said: dict[str, EngineReport | Exception] = field(default_factory=dict)
+    polled: list[str] = field(default_factory=list)
+
+    def submit(self, order: ScoringOrder) -> None:
+        self.said[order.run_id] = EngineReport(EngineState.RUNNING)
+
+    def poll(self, run_id: str) -> EngineReport | None:
+        self.polled.append(run_id)
+        said = self.said[run_id]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    def cancel(self, run_id: str) -> None:
+        """Nothing to stop."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def app(tmp_path: Path, engine: ScriptedEngine) -> Iterator[App]:
+    given = {"SCORING_DATA": str(tmp_path / "data"), "SCORING_WINDOW": "1min"}
+    with App(Settings.load(given)) as app:
+        app.__dict__["engine"] = engine
+        model = train_model(np.random.default_rng(1).normal(3, 2, (40, 1)), Training())
+        app.shelf.publish([Model("d1", "s1", model)], ("mean",), instants.moment(BEGIN))
+        yield app
+
+
+@pytest.fixture
+def runs(app: App) -> list[str]:
+    """Submit three runs, oldest first."""
+    found = []
+    for number in range(3):
+        rows = {(f"d{number}", "s1", BEGIN): [1.0]}
+        save(app.database, P0, partials=partials(rows), watermark=BEGIN, last_enqueued=BEGIN)
+        now = NOW + timedelta(seconds=number)
+        run = app.submit("timer", app.shelf.current(), now, f"00000{number}")
+        assert run is not None
+        found.append(run.run_id)
+    return found
+
+
+def states(app: App) -> list[str]:
+    return [run.state.value for run in reversed(app.queries.runs(10))]
+
+
+@pytest.mark.parametrize(
+    "error", [Transient("no route"), Misconfigured(["key"]), KeyError("a"), RuntimeError("b")]
+)
+def test_a_run_that_fails_keeps_nobody_from_those_after_it(
+    app: App, engine: ScriptedEngine, runs: list[str], error: Exception
+) -> None:
+    engine.said[runs[0]] = error
+
+    with pytest.raises(type(error)) as raised:
+        app.watch(NOW, "000000")
+
+    assert raised.value is error
+    assert engine.polled == runs
+    assert states(app) == ["submitted", "running", "running"]
+
+
+def test_blobs_of_one_run_that_cannot_be_listed_keep_nobody_from_the_others(
+    app: App, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = FolderBlobs.list
+
+    def faulty(self: FolderBlobs, prefix: str) -> Iterator[BlobInfo]:
+        if runs[1] in prefix:
+            message = "the container does not answer"
+            raise Transient(message)
+        return listed(self, prefix)
+
+    monkeypatch.setattr(FolderBlobs, "list", faulty)
+
+    with pytest.raises(Transient, match="does not answer"):
+        app.watch(NOW, "000000")
+
+    assert states(app) == ["running", "submitted", "running"]
+
+
+def test_of_several_failures_the_first_is_raised_and_each_is_logged_with_its_cause(
+    app: App, engine: ScriptedEngine, runs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.said |= {runs[0]: Transient("no route"), runs[2]: KeyError("secret of a statement")}
+
+    with pytest.raises(Transient, match="no route"), caplog.at_level(logging.WARNING):
+        app.watch(NOW, "000000")
+
+    said = [record for record in caplog.records if record.getMessage() == "watch.run_failed"]
+    assert [(vars(one)["run"], vars(one)["cause"], bool(one.exc_info)) for one in said] == [
+        (runs[0], "no route", False),
+        (runs[2], "KeyError", True),
+    ]
+
+
+def test_the_next_look_goes_on_where_a_failure_stopped_this_one(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    engine.said[runs[0]] = Transient("no route")
+    with pytest.raises(ScoringError):
+        app.watch(NOW, "000000")
+    engine.said[runs[0]] = EngineReport(EngineState.FAILED, "out of memory")
+
+    app.watch(NOW, "000000")
+
+    assert states(app) == ["failed", "running", "running"]
+
+
+def test_what_was_looked_at_is_told_also_where_another_run_fails(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    engine.said[runs[1]] = Transient("no route")
+    told: list[tuple[str, RunState]] = []
+
+    with pytest.raises(Transient):
+        app.watch(NOW, "000000", lambda run: told.append((run.run_id, run.state)))
+
+    assert told == [(runs[0], RunState.RUNNING), (runs[2], RunState.RUNNING)]
+
+
+def test_a_process_that_is_stopped_looks_at_nothing_more(
+    app: App, engine: ScriptedEngine, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: ScriptedEngine, run_id: str) -> None:
+        engine.polled.append(run_id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScriptedEngine, "poll", stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        app.watch(NOW, "000000")
+
+    assert engine.polled == runs[:1]
