@@ -25,6 +25,7 @@ from scoring.errors import Misconfigured, NotFound, ScoringError
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
+from scoring.handlers.logs import RunLogs
 from scoring.handlers.models import CheckFleet, ImportModels, TrainFleet
 from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
@@ -313,6 +314,11 @@ class App:
         return WatchRuns(
             store, self.blobs, self.engine, self.submit, IndexPredictions(store, self.blobs)
         )
+
+    @property
+    def logs(self) -> RunLogs:
+        """Logs of runs that failed."""
+        return RunLogs(self.blobs)
 
     def see_through(
         self,

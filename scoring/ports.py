@@ -374,6 +374,9 @@ class RunStore(Protocol):
     def note(self, run: ScoringRun, cause: str) -> None:
         """Set the run's cause and nothing else."""
 
+    def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
+        """Note the engine's word for how a run stands, and a page about it."""
+
     def run(self, run_id: str) -> ScoringRun:
         """Give one run; raise `NotFound` where there is none."""
 

@@ -53,6 +53,8 @@ class RunSummary:
         Prediction parts indexed so far, their rows, and what they say.
     first_start, devices, rescore
         What the run was limited to, as of `runs.ScoringRun`.
+    engine_status, link
+        The engine's own word for how it stands, and a page about it; empty if it has none.
     """
 
     number: int
@@ -73,6 +75,8 @@ class RunSummary:
     first_start: int | None = None
     devices: tuple[str, ...] = ()
     rescore: bool = False
+    engine_status: str = ""
+    link: str = ""
 
     @property
     def not_scored(self) -> int:

@@ -91,6 +91,11 @@ def prediction_prefix(run: str) -> str:
     return f"predictions/{run}/"
 
 
+def log_prefix(run: str) -> str:
+    """Where the logs of a run that failed are kept."""
+    return f"runs/{run}/logs/"
+
+
 def parse_prediction_name(name: str) -> tuple[str, int]:
     """Split ``predictions/<run>/part-00042.parquet`` into the run's id and the part's number.
 

@@ -70,6 +70,8 @@ class Run(Answer):
     created_at: When
     ended_at: When | None
     cause: str = Field(description="Why it failed or is incomplete, else empty.")
+    engine_status: str = Field(description="The engine's own word for how it stands.")
+    link: str = Field(description="A page about it, such as Azure ML studio's; else empty.")
     parts: int
     windows: int
     indexed_parts: int
@@ -111,7 +113,15 @@ class RunDetail(Run):
     """A run with its parts, and its most anomalous sensors; its list of sensors has them all."""
 
     part: list[RunPart]
+    logs: list[str] = Field(description="Names of the logs that are kept of a failed run.")
     by_sensor: list[SensorAnomalies]
+
+
+class RunLog(Answer):
+    """The end of a log that was kept of a failed run."""
+
+    name: str
+    text: str
 
 
 class AnomalousWindow(Answer):

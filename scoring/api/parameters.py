@@ -45,6 +45,7 @@ Name = Annotated[str, _Text]
 Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 RunId = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,39}$")]
 DeviceName = Annotated[str, Path(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]*$")]
+LogName = Annotated[str, Path(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 IdempotencyKey = Annotated[
     str | None,
     Header(

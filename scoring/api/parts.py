@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from scoring import bootstrap
 from scoring.handlers.fleets import FleetShelf
+from scoring.handlers.logs import RunLogs
 from scoring.handlers.models import CheckFleet
 from scoring.handlers.repair import ReplayRejects
 from scoring.handlers.submit import SubmitRun
@@ -90,6 +91,11 @@ class Parts:
         """Note a request that changes something, where the app notes such."""
         app = self._app
         return app.request(event, **facts) if isinstance(app, Observed) else nullcontext(facts)
+
+    @property
+    def logs(self) -> RunLogs:
+        """Logs of runs that failed."""
+        return RunLogs(self.blobs)
 
     def now(self) -> datetime:
         """Read the clock."""

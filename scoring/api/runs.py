@@ -15,10 +15,11 @@ from scoring.api.answers import (
     Run,
     RunAccepted,
     RunDetail,
+    RunLog,
     SensorCounts,
     made_of,
 )
-from scoring.api.parameters import IdempotencyKey, NoQuery, PageQuery, RunId, RunRequest
+from scoring.api.parameters import IdempotencyKey, LogName, NoQuery, PageQuery, RunId, RunRequest
 from scoring.api.parts import Parts
 from scoring.api.problems import documented
 from scoring.errors import Transient
@@ -95,6 +96,12 @@ def router(parts: Parts) -> APIRouter:
         )
         return Page[SensorCounts].model_validate({"items": rows, "next_cursor": cursor})
 
+    @routes.get("/runs/{run_id}/logs/{name:path}", responses=documented(404))
+    def show_log(run_id: RunId, name: LogName, query: Annotated[NoQuery, Query()]) -> RunLog:
+        """Give the end of a log that is kept of a failed run."""
+        parts.queries.run(run_id)
+        return RunLog(name=name, text=parts.logs.read(run_id, name))
+
     @routes.post("/runs/{run_id}/cancel", responses=documented(404, 409, 415))
     def cancel_run(run_id: RunId, query: Annotated[NoQuery, Query()]) -> Run:
         """Stop a run and give its windows back."""
@@ -130,6 +137,7 @@ def _detail(parts: Parts, summary: RunSummary) -> RunDetail:
     more: dict[str, Any] = {
         "not_scored": summary.not_scored,
         "part": store.parts(store.run(summary.run_id))[:PARTS],
+        "logs": parts.logs.names(summary.run_id),
         "by_sensor": parts.queries.anomalous_sensors(summary.run_id, BY_SENSOR),
     }
     return RunDetail.model_validate(made_of(summary, **more))

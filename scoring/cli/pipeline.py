@@ -16,6 +16,7 @@ from scoring.cli.state import (
     progress,
     show_json,
     show_rows,
+    visible,
 )
 
 if TYPE_CHECKING:
@@ -139,15 +140,39 @@ def show_run(
         summary = app.queries.run(run_id)
         counts = app.queries.counts(run_id, by_sensor=True, limit=limit)
         parts = app.submit.store.parts(app.submit.store.run(run_id))
+        logs = app.logs.names(run_id)
     if as_json:
         show_json(
             plain(summary)
-            | {"by_sensor": [plain(c) for c in counts], "part": [plain(p) for p in parts]}
+            | {
+                "by_sensor": [plain(c) for c in counts],
+                "part": [plain(p) for p in parts],
+                "logs": logs,
+            }
         )
         return
     for name, value in plain(summary).items():
         console().print(f"{name:>14}  {cell(value)}", highlight=False)
     show_rows("sensors, most anomalous first", counts, _COUNT_COLUMNS, as_json=False)
+    if logs:
+        console().print(f"{len(logs)} logs are kept: run logs {run_id}", highlight=False)
+
+
+@run_app.command()
+def logs(context: typer.Context, run_id: str, as_json: JsonFlag = False) -> None:
+    """Print the ends of the logs that are kept of a failed run."""
+    with opened(context) as app:
+        app.queries.run(run_id)
+        found = {name: app.logs.read(run_id, name) for name in app.logs.names(run_id)}
+    if as_json:
+        show_json(found)
+        return
+    for name, text in found.items():
+        console().print(f"== {name}", highlight=False, markup=False)
+        for line in text.splitlines():
+            console().print(visible(line), highlight=False, markup=False, soft_wrap=True)
+    if not found:
+        console().print("no logs are kept of this run: only a failed one has some")
 
 
 @run_app.command()

@@ -157,10 +157,10 @@ def cell(value: object) -> str:
         return f"{value:,}"
     from rich.markup import escape
 
-    return f"{value:.6g}" if isinstance(value, float) else escape(_visible(str(value)))
+    return f"{value:.6g}" if isinstance(value, float) else escape(visible(str(value)))
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Spell control characters out: what a device sent must not steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from scoring import instants
 from scoring.aggregates import Partials
-from scoring.errors import Conflict
+from scoring.errors import Conflict, ScoringError
 from scoring.ports import Blobs, Engine, RunStore, ScoringOrder
 from scoring.predictions import INPUT_SCHEMA
 from scoring.runs import (
@@ -176,7 +176,12 @@ class SubmitRun:
             self.blobs.delete(prefix)
 
     def _submit(self, run: ScoringRun, now: datetime) -> None:
-        self.resubmit(run)
+        try:
+            self.resubmit(run)
+        except ScoringError as error:
+            # Whoever looks at the run sees what keeps it, until it is submitted after all.
+            self.store.note(run, f"not submitted yet: {error}")
+            raise
         self.store.transition(run, RunState.SUBMITTED, instants.of(now))
 
 

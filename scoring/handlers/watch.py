@@ -7,6 +7,7 @@ from datetime import datetime
 
 from scoring import instants
 from scoring.errors import Conflict, InvalidPart, ScoringError, cause_of
+from scoring.handlers.logs import RunLogs
 from scoring.handlers.submit import CLAIM_LIMIT, SubmitRun
 from scoring.ports import Blobs, Engine, EngineReport, EngineState, RunStore
 from scoring.runs import Part, RunState, ScoringRun, missing_parts, part_name
@@ -65,6 +66,11 @@ class WatchRuns:
             raise errors[0]
         return seen
 
+    @property
+    def logs(self) -> RunLogs:
+        """Logs of runs that failed."""
+        return RunLogs(self.blobs)
+
     def watch(self, run: ScoringRun, now: datetime, nonce: str) -> ScoringRun:
         """Look at one run once."""
         run = self.submit.advance(run, now, nonce)
@@ -96,6 +102,7 @@ class WatchRuns:
             # The answer to the submit was lost, or the engine died with the run: give it again.
             self.submit.resubmit(run)
             return
+        self.store.note_engine(run, report.status, report.link)
         problems = self._index_new(run)
         match report.state:
             case EngineState.RUNNING if run.state == RunState.SUBMITTED:
@@ -104,6 +111,8 @@ class WatchRuns:
                 self.store.transition(run, RunState.SCORED, instants.of(now))
                 self._complete(run, now, problems)
             case EngineState.FAILED:
+                # Before it has failed: a crash in between leaves it to be asked again.
+                self.logs.keep(run.run_id, report.logs)
                 self._end(run, RunState.FAILED, now, _cause(report))
             case EngineState.CANCELED:
                 self._end(run, RunState.CANCELED, now, "canceled at the engine")

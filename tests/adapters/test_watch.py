@@ -14,7 +14,7 @@ from scoring.adapters.blobs import FolderBlobs
 from scoring.bootstrap import App
 from scoring.errors import Misconfigured, ScoringError, Transient
 from scoring.fleet import Model, Training, train_model
-from scoring.ports import BlobInfo, EngineReport, EngineState, ScoringOrder
+from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
 from scoring.runs import RunState
 from scoring.settings import Settings
 from tests.adapters.stores import P0, partials, save
@@ -168,3 +168,63 @@ def test_a_process_that_is_stopped_looks_at_nothing_more(
         app.watch(NOW, "000000")
 
     assert engine.polled == runs[:1]
+
+
+def test_what_the_engine_says_of_a_run_is_shown_with_it(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    engine.said[runs[0]] = EngineReport(
+        EngineState.QUEUED, status="Preparing", link="https://studio/r"
+    )
+
+    app.watch(NOW, "000000")
+
+    shown = app.queries.run(runs[0])
+    assert (shown.state, shown.engine_status) == (RunState.SUBMITTED, "Preparing")
+    assert shown.link == "https://studio/r"
+
+
+def test_a_run_that_failed_keeps_its_cause_and_its_logs(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    logs = (
+        LogTail("child/user_logs/std_log_0.txt", "Traceback\nMemoryError\n"),
+        LogTail("../odd//näme/..", "kept all the same"),
+    )
+    engine.said[runs[1]] = EngineReport(
+        EngineState.FAILED, "score: out of memory", status="Failed", logs=logs
+    )
+
+    app.watch(NOW, "000000")
+    app.watch(NOW, "000000")
+
+    assert app.queries.run(runs[1]).cause == "score: out of memory"
+    names = app.logs.names(runs[1])
+    assert names == ["_/odd/_/n_me/_", "child/user_logs/std_log_0.txt"]
+    assert [app.logs.read(runs[1], name) for name in names] == [logs[1].text, logs[0].text]
+    assert app.logs.names(runs[0]) == []
+
+
+def test_a_run_that_cannot_be_submitted_says_why_until_it_is(
+    app: App, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: ScriptedEngine, __: ScoringOrder) -> None:
+        raise Misconfigured(["no pipeline is published"])
+
+    save(
+        app.database,
+        P0,
+        partials=partials({("d", "s1", BEGIN): [1.0]}),
+        watermark=BEGIN,
+        last_enqueued=BEGIN,
+    )
+    with monkeypatch.context() as patch, pytest.raises(Misconfigured):
+        patch.setattr(ScriptedEngine, "submit", refuse)
+        app.submit("timer", app.shelf.current(), NOW, "000009")
+    (waiting,) = app.queries.runs(1)
+    app.watch(NOW, "000000")
+
+    assert waiting.state == RunState.EXPORTED
+    assert waiting.cause == "not submitted yet: settings: no pipeline is published"
+    shown = app.queries.run(waiting.run_id)
+    assert (shown.state, shown.cause) == (RunState.RUNNING, "")

@@ -9,6 +9,7 @@ import pytest
 from scoring import instants
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.bootstrap import App
+from scoring.ports import LogTail
 from scoring.runs import RunState
 from tests.adapters.stores import MINUTE, windows_of
 from tests.api.conftest import BEGIN, Client, ListeningEngine, fill, said, submitted
@@ -290,3 +291,30 @@ class TestCanceling:
 
         assert answer.status_code == 409
         assert "cannot be canceled" in answer.json()["detail"]
+
+
+class TestLogs:
+    def test_the_logs_of_a_failed_run_are_named_and_shown(self, app: App, client: Client) -> None:
+        fill(app, ("d1", "s1"))
+        run_id = submitted(app)
+        app.logs.keep(run_id, [LogTail("child/std_log.txt", "MemoryError: é\n")])
+
+        assert client.get(f"/runs/{run_id}").json()["logs"] == ["child/std_log.txt"]
+        assert client.get(f"/runs/{run_id}/logs/child/std_log.txt").json() == {
+            "name": "child/std_log.txt",
+            "text": "MemoryError: é\n",
+        }
+
+    @pytest.mark.parametrize(
+        "name", ["other.txt", "..%2Finput%2F1%2Fpart-00000.parquet", "%2E%2E/part", "a//b"]
+    )
+    def test_what_is_no_log_of_the_run_is_not_found(
+        self, app: App, client: Client, name: str
+    ) -> None:
+        fill(app, ("d1", "s1"))
+        run_id = submitted(app)
+
+        assert client.get(f"/runs/{run_id}/logs/{name}").status_code == 404
+
+    def test_a_run_that_is_not_there_has_no_logs(self, client: Client) -> None:
+        assert client.get("/runs/r20200101T000000Z-000000/logs/a.txt").status_code == 404

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from scoring.adapters.sql import bulk, counts
@@ -134,6 +134,15 @@ class SqlRunStore:
     def note(self, run: ScoringRun, cause: str) -> None:
         """Set the run's cause and nothing else."""
         statement = update(runs).where(runs.c.number == run.number).values(cause=cause[:2000])
+        with self._database.write() as connection:
+            connection.execute(statement)
+
+    @retried
+    def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
+        """Note what the engine says of a run; what it said before is not written again."""
+        said = {"engine_status": status[:200], "link": link[:1000]}
+        changed = or_(*(runs.c[name] != text for name, text in said.items()))
+        statement = update(runs).where(runs.c.number == run.number, changed).values(**said)
         with self._database.write() as connection:
             connection.execute(statement)
 

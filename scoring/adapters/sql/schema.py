@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from scoring.readings import MAX_NAME
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration: what the code expects to find."""
 
 metadata = MetaData(
@@ -151,6 +151,9 @@ runs = Table(
     Column("ended_at", Instant),
     Column("export", String(32), nullable=False),
     Column("cause", String(2000), nullable=False),
+    # What the engine said when it was last asked.
+    Column("engine_status", String(200), nullable=False, server_default=""),
+    Column("link", String(1000), nullable=False, server_default=""),
     # What the run was asked for: `last_start` and these say which windows it may take.
     Column("first_start", Instant),
     Column("devices", Text, nullable=False),

@@ -133,7 +133,7 @@ class RunQueries(Reader):
 _SUMMARY = (
     *(runs.c.number, runs.c.run_id, runs.c.state, runs.c.trigger, runs.c.fleet_version),
     *(runs.c.last_start, runs.c.created_at, runs.c.ended_at, runs.c.cause),
-    *(runs.c.first_start, runs.c.devices, runs.c.rescore),
+    *(runs.c.first_start, runs.c.devices, runs.c.rescore, runs.c.engine_status, runs.c.link),
 )
 
 
@@ -154,10 +154,11 @@ def _summaries(connection: Connection, found: Sequence[Any]) -> list[RunSummary]
 
 
 def _summary(row: Row[Any], totals: Sequence[Any]) -> RunSummary:
-    number, run_id, state, *rest, first_start, devices, rescore = tuple[Any, ...](row)
-    limits: tuple[Any, ...] = (first_start, read_devices(devices), rescore)
-    sums: tuple[Any, ...] = tuple(map(int, totals))
-    return RunSummary(number, run_id, RunState(state), *rest, *sums, *limits)
+    facts: dict[str, Any] = row._asdict()
+    facts |= {"state": RunState(facts["state"]), "devices": read_devices(facts["devices"])}
+    names = ("parts", "windows", "indexed_parts", "indexed", "scored", "anomalies")
+    facts |= zip(names, map(int, totals), strict=True)
+    return RunSummary(**facts)
 
 
 def _anomalies(

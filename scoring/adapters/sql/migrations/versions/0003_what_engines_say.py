@@ -1,0 +1,22 @@
+"""What an engine says of a run: its own word for how it stands, and a page about it."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the two columns, empty."""
+    for name, length in (("engine_status", 200), ("link", 1000)):
+        op.add_column("runs", sa.Column(name, sa.String(length), nullable=False, server_default=""))
+
+
+def downgrade() -> None:
+    """Drop them."""
+    with op.batch_alter_table("runs") as table:
+        table.drop_column("link")
+        table.drop_column("engine_status")
