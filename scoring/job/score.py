@@ -5,7 +5,8 @@ then `run` for each mini-batch. A mini-batch may come again after a failure, a t
 node, also while its first attempt still runs elsewhere: the prediction part of an input part has
 its name, equal bytes every time, and is put in place at once.
 
-Arguments: ``--fleet FOLDER --predictions FOLDER --run-id ID``; others are the platform's.
+Arguments: ``--fleet FOLDER --fleet-version VERSION --predictions FOLDER --run-id ID``; others are
+the platform's.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from scoring.errors import InvalidPart, StorageUnusable
+from scoring.errors import InvalidFleet, InvalidPart, StorageUnusable
 from scoring.fleet import Fleet, score_part
 from scoring.predictions import INPUT_SCHEMA, PartSummary, read_table, summarise, write_table
 
@@ -48,14 +49,18 @@ def init() -> None:
     Raises
     ------
     InvalidFleet
-        The fleet is missing, damaged or of another format.
+        The fleet is missing, damaged, of another format or not the version that was asked for.
     """
     global _job  # noqa: PLW0603 - the parallel job's contract is two functions of a module
     arguments = _arguments(sys.argv[1:])
     _use_one_thread()
     _keep_pandas_out()
     arguments.predictions.mkdir(parents=True, exist_ok=True)
-    _job = _Job(Fleet.open(arguments.fleet), arguments.predictions, arguments.run_id)
+    fleet = Fleet.open(arguments.fleet)
+    if fleet.version != (arguments.fleet_version or fleet.version):
+        message = f"the fleet is {fleet.version}, and the run asks for {arguments.fleet_version}"
+        raise InvalidFleet(message)
+    _job = _Job(fleet, arguments.predictions, arguments.run_id)
     _log.info("score.fleet_opened", extra={"run": _job.run_id, "fleet": _job.fleet.version})
 
 
@@ -83,6 +88,7 @@ def run(mini_batch: Sequence[str]) -> list[str]:
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--fleet", type=Path, required=True)
+    parser.add_argument("--fleet-version", default="")
     parser.add_argument("--predictions", type=Path, required=True)
     parser.add_argument("--run-id", required=True)
     # Azure ML adds arguments of its own to every process.

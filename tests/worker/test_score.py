@@ -235,6 +235,15 @@ class TestInit:
         with threadpool_limits(), pytest.raises(InvalidFleet):
             start(other, tmp_path, monkeypatch)
 
+    def test_a_fleet_that_is_not_the_one_asked_for_is_refused_by_name(
+        self, fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        version = Fleet.open(fleet).version
+        monkeypatch.setattr("sys.argv", [*arguments(fleet, tmp_path), "--fleet-version", "other"])
+
+        with threadpool_limits(), pytest.raises(InvalidFleet, match=f"{version}.*asks for other"):
+            score.init()
+
     def test_a_fleet_of_another_version_scores_by_its_own_models(
         self, job: ModuleType, fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -96,6 +96,7 @@ class Attempt:
     def _workers(self, stage: Path, most: int) -> Workers:
         arguments = {
             "--fleet": stage / "fleet",
+            "--fleet-version": self._order.fleet_version,
             "--predictions": self._predictions,
             "--run-id": self._order.run_id,
         }
