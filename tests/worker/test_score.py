@@ -239,7 +239,9 @@ class TestInit:
         self, fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         version = Fleet.open(fleet).version
-        monkeypatch.setattr("sys.argv", [*arguments(fleet, tmp_path), "--fleet-version", "other"])
+        monkeypatch.setattr(
+            "sys.argv", ["score.py", *arguments(fleet, tmp_path), "--fleet-version", "other"]
+        )
 
         with threadpool_limits(), pytest.raises(InvalidFleet, match=f"{version}.*asks for other"):
             score.init()
@@ -287,9 +289,9 @@ class TestInit:
 class TestUnderTheLocalEngine:
     @pytest.fixture
     def blobs(self, fleet: Path, tmp_path: Path) -> FolderBlobs:
-        blobs = FolderBlobs(tmp_path / "blobs")
+        blobs, version = FolderBlobs(tmp_path / "blobs"), Fleet.open(fleet).version
         for file in fleet.iterdir():
-            blobs.write(f"fleets/f1/{file.name}", file.read_bytes())
+            blobs.write(f"fleets/{version}/{file.name}", file.read_bytes())
         for number in range(2):
             data = write_table(part(f"d{number}", "stranger"))
             blobs.write(f"runs/r1/input/1/part-0000{number}.parquet", data)
@@ -297,7 +299,8 @@ class TestUnderTheLocalEngine:
 
     def score(self, blobs: FolderBlobs, folder: Path) -> EngineReport | None:
         engine = LocalEngine(blobs, folder / "work", ParallelSettings())
-        engine.submit(ScoringOrder("r1", "f1", "runs/r1/input/1/", "predictions/r1/"))
+        version = next(blobs.list("fleets/")).name.split("/")[1]
+        engine.submit(ScoringOrder("r1", version, "runs/r1/input/1/", "predictions/r1/"))
         report = engine.wait("r1", 60)
         engine.close()
         return report
@@ -316,7 +319,7 @@ class TestUnderTheLocalEngine:
     def test_a_fleet_that_was_tampered_with_scores_nothing(
         self, blobs: FolderBlobs, tmp_path: Path
     ) -> None:
-        models = next(info.name for info in blobs.list("fleets/f1/") if "manifest" not in info.name)
+        models = next(info.name for info in blobs.list("fleets/") if "manifest" not in info.name)
         data, _ = blobs.read(models)
         blobs.write(models, data[:-100] + bytes(100))
 
