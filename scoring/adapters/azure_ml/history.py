@@ -144,8 +144,9 @@ def _tail(client: _Client, url: str) -> str:
         for piece in response.iter_bytes():
             end = (end + piece)[-_TAIL:]
     except AzureError as error:
-        # One log less is no reason to lose the cause and the others.
-        return f"this log could not be read: {getattr(error, 'reason', '') or error.message}"
+        # One log less is no reason to lose the cause and the others. The error's own text may
+        # hold the address, and with it the signature.
+        return f"this log could not be read: {getattr(error, 'reason', '') or type(error).__name__}"
     return end.decode(errors="replace")
 
 

@@ -76,7 +76,8 @@ def datastore_step(workspace: Workspace, storage: StorageAccount) -> Step:
                 f" {storage.container!r} of {storage.name!r}: one workspace serves one container"
             )
             raise Conflict(message)
-        return (store.credentials.type == "account_key") == bool(storage.key)
+        has_key: bool = store.credentials.type == "account_key"
+        return has_key == bool(storage.key)
 
     def make() -> None:
         from azure.ai.ml.entities import (  # noqa: PLC0415 - heavy
@@ -117,6 +118,9 @@ def cluster_step(workspace: Workspace, cluster: Cluster) -> Step:
 
     def make() -> None:
         compute = find(workspace, what, lambda ml: ml.compute.get(cluster.name)) or _new(cluster)
+        if compute.network_settings and not compute.network_settings.subnet:
+            # So the SDK reads one without a network, but so it cannot write it.
+            compute.network_settings = None
         # What others have set, such as its network, stays.
         compute.min_instances = cluster.min_nodes
         compute.max_instances = cluster.max_nodes

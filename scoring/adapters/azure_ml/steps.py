@@ -31,11 +31,12 @@ class Step:
 
 
 def find(workspace: Workspace, what: str, question: "Callable[[MLClient], Any]") -> Any:
-    """Give what the service has, or None."""
+    """Give what the service has, or None; what it failed to make is not there."""
     try:
-        return workspace.ask(what, question)
+        found = workspace.ask(what, question)
     except NotFound:
         return None
+    return None if getattr(found, "provisioning_state", "") == "Failed" else found
 
 
 def exists(

@@ -28,6 +28,9 @@ _FORM = re.compile(
     r"/providers/Microsoft\.MachineLearningServices/workspaces/(?P<name>[^/]+)",
     re.IGNORECASE,
 )
+_SIGNATURE = re.compile(r"\bsig=[^&\s'\")]+")
+"""Of an address to upload to, which stands in the errors of connections."""
+
 _UNAUTHORIZED, _FORBIDDEN, _UNKNOWN = 401, 403, 404
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _LENGTH = 500
@@ -139,7 +142,7 @@ class Workspace:
         logging.getLogger("azure.ai.ml._utils._experimental").setLevel(logging.ERROR)
         from azure.ai.ml import MLClient  # noqa: PLC0415 - over a second
 
-        return MLClient(
+        client = MLClient(
             credential,
             *self._scope,
             # Without it the SDK waits for ever for a file that could not be uploaded.
@@ -147,6 +150,9 @@ class Workspace:
             enable_telemetry=False,
             **self.options,
         )
+        # Without telemetry its events go to everybody's logs: an error whenever a thing is new.
+        logging.getLogger("azure.ai.ml._telemetry").setLevel(logging.CRITICAL)
+        return client
 
     def _sign_out(self) -> None:
         with self._lock:
@@ -160,7 +166,7 @@ class _TokenRefused(ScoringError):
 
 def translate(error: AzureError, what: str) -> ScoringError:
     """Turn what the SDK raises into this project's errors."""
-    text = " ".join(str(error.message).split())[:_LENGTH]
+    text = _SIGNATURE.sub("sig=...", " ".join(str(error.message).split()))[:_LENGTH]
     status = error.status_code if isinstance(error, HttpResponseError) else None
     if isinstance(error, ResourceNotFoundError) or status == _UNKNOWN:
         return NotFound(f"Azure ML has no {what}: {text}")

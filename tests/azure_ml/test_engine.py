@@ -1,0 +1,811 @@
+"""The engine on Azure ML, over the real SDK, against a service that misbehaves."""
+
+import gc
+import random
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from azure.core.exceptions import ServiceRequestError
+
+from scoring import instants
+from scoring.adapters.azure_ml.engine import AzureMLEngine
+from scoring.adapters.blobs import FolderBlobs
+from scoring.bootstrap import App, nonce
+from scoring.errors import Conflict, Misconfigured, ScoringError, Transient
+from scoring.ports import EngineState, LogTail
+from scoring.readings import EventBatch, Partition
+from scoring.runs import RunState
+from scoring.settings import Settings
+from tests.adapters.engines import FLEET, order_of
+from tests.azure_ml.harness import (
+    AT_ONCE,
+    CALM_SDK,
+    DEADLINE,
+    PIPELINE,
+    System,
+    control_plane,
+    publish_without_upload,
+    workspace_of,
+)
+from tests.azure_ml.plane import ControlPlane
+from tests.azure_ml.resources import Key
+
+pytestmark = [*CALM_SDK]
+
+JOB = r"/jobs/[^/]+$"
+CANCEL = r"/cancel$"
+MODEL = ("scoring-fleet", FLEET)
+RETRIES = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_nothing_open() -> Iterator[None]:
+    """Close the SDK's sockets here, and not in the middle of somebody else's test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def plane() -> Iterator[ControlPlane]:
+    with control_plane() as plane:
+        yield plane
+
+
+@pytest.fixture
+def system(plane: ControlPlane, tmp_path: Path) -> System:
+    return System(plane, tmp_path)
+
+
+class TestSubmit:
+    def test_a_run_becomes_a_job_of_its_name(self, system: System) -> None:
+        order = system.submitted()
+
+        workspace = system.plane.workspace_id
+        job = system.plane.jobs["r1"].properties
+        datastore = "azureml://datastores/scoring_blobs/paths"
+        assert job["componentId"] == f"{workspace}/components/{PIPELINE}/versions/1"
+        assert job["inputs"]["parts"]["uri"] == f"{datastore}/{order.input_prefix}"
+        assert job["inputs"]["fleet"]["uri"] == f"{workspace}/models/scoring-fleet/versions/{FLEET}"
+        assert job["inputs"]["run_id"]["value"] == "r1"
+        assert job["outputs"]["predictions"] == {
+            "jobOutputType": "uri_folder",
+            "mode": "ReadWriteMount",
+            "uri": f"{datastore}/{order.prediction_prefix}",
+        }
+        assert job["settings"]["force_rerun"] is True
+        assert job["settings"]["default_compute"] == f"{workspace}/computes/scoring"
+        assert job["tags"] == {"run": "r1", "input": order.input_prefix, "fleet": FLEET}
+
+    def test_a_run_submitted_twice_is_one_job(self, system: System) -> None:
+        order = system.submitted()
+
+        system.engine.submit(order)
+
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_a_warm_submit_is_one_request(self, system: System) -> None:
+        system.submitted("r1")
+
+        assert system.requests(lambda: system.submitted("r2")) == ["PUT /jobs/r2"]
+
+    def test_a_submit_whose_answer_was_lost_is_one_job(self, system: System) -> None:
+        lost = system.plane.fault(method="PUT", path=JOB, lose_answer=True)
+
+        system.submitted()
+
+        assert lost.hits == 1
+        assert (system.plane.created_jobs, system.plane.jobs["r1"].repeated) == (["r1"], 1)
+
+    def test_a_submit_whose_answers_are_all_lost_can_be_made_again(self, system: System) -> None:
+        engine = system.new_engine(retries=0)
+        system.plane.fault(method="PUT", path=JOB, lose_answer=True)
+
+        with pytest.raises(Transient, match="job r1"):
+            engine.submit(order_of("r1"))
+        engine.submit(order_of("r1"))
+
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_a_submit_that_never_arrived_can_be_made_again(self, system: System) -> None:
+        engine = system.new_engine(retries=0)
+        system.plane.fault(method="PUT", path=JOB, drop=True)
+
+        with pytest.raises(Transient):
+            engine.submit(order_of("r1"))
+        assert system.plane.created_jobs == []
+        engine.submit(order_of("r1"))
+
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_a_service_that_answers_when_nobody_waits_any_more_makes_one_job(
+        self, system: System
+    ) -> None:
+        workspace = workspace_of(system.plane)
+        workspace.options["read_timeout"] = 0.1
+        engine = AzureMLEngine(workspace, system.blobs, DEADLINE)
+        late = system.plane.fault(method="PUT", path=JOB, delay=0.4)
+
+        engine.submit(order_of("r1"))
+
+        assert late.hits == 1
+        assert len([r for r in system.plane.requests if r.path.endswith("/jobs/r1")]) == 2
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_a_job_of_the_publication_before_is_the_runs_own(self, system: System) -> None:
+        order = system.submitted()
+        publish_without_upload(system.plane, system.blobs, version="2")
+
+        system.engine.submit(order)
+
+        assert system.plane.created_jobs == ["r1"]
+        assert system.plane.jobs["r1"].properties["componentId"].endswith("/versions/1")
+        system.submitted("r2")
+        assert system.plane.jobs["r2"].properties["componentId"].endswith("/versions/2")
+
+    @pytest.mark.parametrize(
+        "changed", [{"input_prefix": "runs/r1/input/2/"}, {"fleet_version": "f2"}]
+    )
+    def test_a_job_of_the_name_that_does_something_else_is_a_conflict_and_goes_on(
+        self, system: System, changed: dict[str, str]
+    ) -> None:
+        order = system.submitted()
+        system.plane.set_status("r1", "Running")
+
+        with pytest.raises(Conflict, match="r1"):
+            system.engine.submit(replace(order, **changed))
+
+        job = system.plane.jobs["r1"]
+        assert (job.cancels, job.status, system.plane.created_jobs) == (0, "Running", ["r1"])
+
+    def test_a_job_that_somebody_else_made_under_the_name_is_a_conflict(
+        self, system: System
+    ) -> None:
+        order = system.submitted()
+        job = system.plane.jobs["r1"]
+        job.stored["tags"] = {}
+        job.stored["displayName"] = "mine"
+        publish_without_upload(system.plane, system.blobs, version="2")
+
+        with pytest.raises(Conflict, match="r1"):
+            system.engine.submit(order)
+
+        assert (job.cancels, job.accepted) == (0, 1)
+
+    @pytest.mark.parametrize("status", [400, 409, 412, 422])
+    def test_however_the_service_refuses_a_name_it_knows_the_job_is_the_runs_own(
+        self, system: System, status: int
+    ) -> None:
+        order = system.submitted()
+        error = {"error": {"code": "UserError", "message": "it exists"}}
+        system.plane.fault(method="PUT", path=JOB, status=status, body=error)
+
+        asked = system.requests(lambda: system.engine.submit(order))
+
+        assert asked == ["PUT /jobs/r1", "GET /jobs/r1"]
+
+    def test_tags_that_people_add_do_not_make_a_job_somebody_elses(self, system: System) -> None:
+        order = system.submitted()
+        system.plane.jobs["r1"].stored["tags"]["seen by"] = "Ada"
+        publish_without_upload(system.plane, system.blobs, version="2")
+
+        system.engine.submit(order)
+
+        assert system.plane.created_jobs == ["r1"]
+
+    @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+    def test_the_repository_that_a_process_stands_in_makes_no_second_job(
+        self, system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The SDK writes into a job what git says of the current folder, if there is one.
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            _git(tmp_path / name)
+        monkeypatch.chdir(tmp_path / "one")
+        order = system.submitted()
+        monkeypatch.chdir(tmp_path / "two")
+
+        system.new_engine().submit(order)
+
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_what_the_service_refuses_is_told_in_its_words(self, system: System) -> None:
+        del system.plane.computes["scoring"]
+
+        with pytest.raises(ScoringError, match=r"refused job r1: .*computes/scoring") as refused:
+            system.submitted()
+
+        assert type(refused.value) is ScoringError
+        assert system.plane.jobs == {}
+
+    def test_without_a_publication_the_command_that_makes_one_is_named(
+        self, plane: ControlPlane, tmp_path: Path
+    ) -> None:
+        engine = AzureMLEngine(workspace_of(plane), FolderBlobs(tmp_path), DEADLINE)
+
+        with pytest.raises(Misconfigured, match="`azure-ml publish`"):
+            engine.submit(order_of("r1"))
+
+        assert plane.requests == []
+
+
+def _git(folder: Path) -> None:
+    who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    commit = [*who, "commit", "--quiet", "--allow-empty", "--message", folder.name]
+    for words in (["init", "--quiet"], commit):
+        subprocess.run(["git", "-C", str(folder), *words], check=True)  # noqa: S607
+
+
+class TestFleets:
+    def test_a_fleet_is_registered_where_it_is(self, system: System) -> None:
+        system.submitted()
+
+        properties = system.plane.models[MODEL].properties
+        assert properties["modelType"] == "custom_model"
+        assert properties["modelUri"].endswith(f"/datastores/scoring_blobs/paths/fleets/{FLEET}/")
+
+    def test_a_fleet_is_registered_once_a_process_and_found_by_the_next(
+        self, system: System
+    ) -> None:
+        first = system.requests(lambda: system.submitted("r1"))
+        again = system.requests(lambda: system.submitted("r2"))
+        system.engine = system.new_engine()
+        next_process = system.requests(lambda: system.submitted("r3"))
+
+        model = f"/models/scoring-fleet/versions/{FLEET}"
+        assert f"PUT {model}" in first
+        assert not any("models" in request for request in again)
+        models = [request for request in next_process if "models" in request]
+        assert models == [f"GET {model}"]
+
+    def test_what_is_new_is_no_error_in_the_logs(
+        self, system: System, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level("INFO"):
+            assert system.engine.poll("r1") is None
+            system.submitted()
+            system.report()
+
+        assert [record.name for record in caplog.records if "azure.ai.ml" in record.name] == []
+
+    def test_ten_processes_that_register_a_fleet_at_once_all_succeed(self, system: System) -> None:
+        engines = [system.new_engine() for _ in range(10)]
+
+        _at_once(10, lambda n: engines[n].submit(order_of(f"r{n}")))
+
+        assert len(system.plane.jobs) == 10
+        assert list[Key](system.plane.models) == [MODEL]
+
+
+STATUSES = {
+    "NotStarted": EngineState.QUEUED,
+    "Starting": EngineState.QUEUED,
+    "Provisioning": EngineState.QUEUED,
+    "Preparing": EngineState.QUEUED,
+    "Queued": EngineState.QUEUED,
+    "Running": EngineState.RUNNING,
+    "Finalizing": EngineState.RUNNING,
+    "NotResponding": EngineState.RUNNING,
+    "Paused": EngineState.RUNNING,
+    "CancelRequested": EngineState.RUNNING,
+    "Completed": EngineState.COMPLETED,
+    "Failed": EngineState.FAILED,
+    "Canceled": EngineState.CANCELED,
+}
+
+
+class TestPoll:
+    @pytest.mark.parametrize("status", STATUSES)
+    def test_every_status_has_its_state_and_is_told_as_it_is(
+        self, system: System, status: str
+    ) -> None:
+        system.submitted()
+
+        system.plane.jobs["r1"].status = status
+
+        report = system.report()
+        assert (report.state, report.status) == (STATUSES[status], status)
+
+    def test_a_status_of_tomorrow_is_a_job_under_way(self, system: System) -> None:
+        system.submitted()
+
+        system.plane.jobs["r1"].status = "Hibernating"
+
+        assert system.report().state == EngineState.RUNNING
+        assert system.report().status == "Hibernating"
+
+    def test_a_job_that_does_not_respond_is_under_way_and_may_come_back(
+        self, system: System
+    ) -> None:
+        system.submitted()
+
+        seen = []
+        for status in ("Running", "NotResponding", "Running", "Completed"):
+            system.plane.set_status("r1", status)
+            seen.append(system.report().state)
+
+        assert seen == ["running", "running", "running", "completed"]
+
+    def test_a_report_links_to_the_jobs_page(self, system: System) -> None:
+        system.submitted()
+
+        link = system.report().link
+        assert link.startswith("https://ml.azure.com/runs/r1?wsid=/subscriptions/")
+        assert "&tid=" in link
+
+    def test_a_poll_is_one_request(self, system: System) -> None:
+        system.submitted()
+
+        assert system.requests(system.report) == ["GET /jobs/r1"]
+
+    def test_a_job_that_was_never_accepted_is_unknown(self, system: System) -> None:
+        assert system.engine.poll("r1") is None
+
+
+class TestFailure:
+    def test_a_failed_step_tells_cause_and_logs(self, system: System) -> None:
+        system.submitted()
+        logs = {"logs/x.txt": "x", "user_logs/std_log_0.txt": "part 3\nOh no\n"}
+        child = system.plane.fail("r1", "part-00003.parquet\n  is unreadable", logs)
+
+        report = system.report()
+
+        assert report.state == EngineState.FAILED
+        assert report.cause == "score: part-00003.parquet is unreadable"
+        assert report.logs == (
+            LogTail(f"{child.name}/user_logs/std_log_0.txt", "part 3\nOh no\n"),
+            LogTail(f"{child.name}/logs/x.txt", "x"),
+        )
+
+    def test_of_a_long_log_the_end_is_kept(self, system: System) -> None:
+        system.submitted()
+        log = "".join(f"line {number}\n" for number in range(50_000))
+        system.plane.fail("r1", "Oh no", {"user_logs/std_log_0.txt": log})
+
+        (tail,) = system.report().logs
+
+        assert tail.text == log[-64 * 1024 :]
+
+    def test_of_many_logs_those_are_kept_that_say_most(self, system: System) -> None:
+        system.submitted()
+        logs = {f"system_logs/{number}.log": "" for number in range(20)}
+        system.plane.fail("r1", "Oh no", logs | {"logs/azureml/executionlogs/error.txt": "!"})
+
+        names = [tail.name.partition("/")[2] for tail in system.report().logs]
+
+        assert len(names) == 10
+        assert names[0] == "logs/azureml/executionlogs/error.txt"
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"method": "GET", "status": 403},
+            {"method": "GET", "status": 500},
+            {"method": "GET", "drop": True},
+            {"method": "CONNECT"},
+        ],
+    )
+    def test_a_log_that_cannot_be_read_costs_neither_the_cause_nor_the_other_logs(
+        self, system: System, fault: dict[str, Any]
+    ) -> None:
+        system.submitted()
+        logs = {"user_logs/std_log_0.txt": "a", "user_logs/std_log_1.txt": "b"}
+        system.plane.fail("r1", "Oh no", logs)
+        system.plane.fault(host="fleetlogs", path="std_log_0|^$", times=2, **fault)
+
+        report = system.report()
+
+        assert report.cause == "score: Oh no"
+        assert report.logs[0].text.startswith("this log could not be read: ")
+        assert "sig=" not in report.logs[0].text
+        assert [tail.text for tail in report.logs[1:]] == ["b"]
+
+    def test_a_job_that_failed_before_it_had_steps_tells_its_own_error(
+        self, system: System
+    ) -> None:
+        system.submitted()
+        job = system.plane.jobs["r1"]
+        job.error, job.logs = "no quota", {"logs/main.txt": "0 of 4 nodes"}
+        system.plane.set_status("r1", "Failed")
+
+        report = system.report()
+
+        assert report.cause == "r1: no quota"
+        assert report.logs == (LogTail("r1/logs/main.txt", "0 of 4 nodes"),)
+
+    def test_steps_that_failed_alike_are_one_cause_and_those_that_did_not_fail_are_none(
+        self, system: System
+    ) -> None:
+        system.submitted()
+        system.plane.add_child("r1", "Completed", step="prepare")
+        system.plane.fail("r1", "no disk")
+        system.plane.fail("r1", "no disk")
+        system.plane.fail("r1", "no room", step="collect")
+
+        assert system.report().cause == "score: no disk; collect: no room"
+
+    def test_the_cause_is_that_of_the_lowest_run_that_failed(self, system: System) -> None:
+        system.submitted()
+        step = system.plane.fail("r1", "a child has failed", {"step.txt": "step"})
+        deepest = system.plane.fail("r1", "division by zero", {"deep.txt": "deep"}, step="worker 3")
+        children = {"r1": [step], step.name: [deepest]}
+        for name, below in children.items():
+            runs = [
+                {"runId": child.name, "displayName": child.step, "status": "Failed"}
+                for child in below
+            ]
+            # On two pages, as the service may.
+            other = [{"runId": "x", "status": "Completed"}]
+            system.plane.fault(
+                path=f"/runs/{name}/children", status=200,
+                body={"value": other, "continuationToken": "more"},
+            )  # fmt: skip
+            system.plane.fault(path=f"/runs/{name}/children", status=200, body={"value": runs})
+
+        report = system.report()
+
+        assert report.cause == "worker 3: division by zero"
+        assert [tail.text for tail in report.logs] == ["deep"]
+        pages = [r for r in system.plane.requests if "$continuationToken" in r.query]
+        assert [page.query["$continuationToken"] for page in pages] == ["more", "more"]
+
+    def test_a_history_that_does_not_answer_is_asked_again_later(self, system: System) -> None:
+        system.submitted()
+        system.plane.fail("r1", "Oh no")
+        system.plane.fault(path="/history/", status=503, headers=AT_ONCE, times=RETRIES + 1)
+
+        with pytest.raises(Transient, match="history of job r1"):
+            system.report()
+
+        assert system.report().cause == "score: Oh no"
+
+    def test_a_history_that_answers_in_the_end_is_waited_for(self, system: System) -> None:
+        system.submitted()
+        system.plane.fail("r1", "Oh no")
+        system.plane.fault(path="/history/", status=503, headers=AT_ONCE, times=RETRIES)
+
+        assert system.report().cause == "score: Oh no"
+
+    def test_a_history_that_is_forbidden_is_a_setting_to_mend(self, system: System) -> None:
+        system.submitted()
+        system.plane.fail("r1", "Oh no")
+        system.plane.fault(path="/history/", status=403, times=None)
+
+        with pytest.raises(Misconfigured, match="denies access to history of job r1"):
+            system.report()
+
+    def test_a_job_whose_history_is_gone_has_failed_all_the_same(self, system: System) -> None:
+        system.submitted()
+        system.plane.fail("r1", "Oh no")
+        system.plane.fault(path="/history/", status=404, times=None)
+
+        report = system.report()
+
+        assert report.state == EngineState.FAILED
+        assert "history of job r1" in report.cause
+
+    def test_a_token_that_history_refuses_is_replaced(self, system: System) -> None:
+        system.submitted()
+        system.plane.fail("r1", "Oh no")
+        refused = system.plane.fault(path="/history/", status=401)
+
+        assert system.report().cause == "score: Oh no"
+        assert refused.hits == 1
+
+
+class TestCancel:
+    def test_a_job_under_way_is_told_to_end(self, system: System) -> None:
+        system.submitted()
+        system.plane.set_status("r1", "Running")
+
+        asked = system.requests(lambda: system.engine.cancel("r1"))
+
+        assert asked == ["POST /jobs/r1/cancel"]
+        assert system.report().status == "CancelRequested"
+        system.plane.set_status("r1", "Canceled")
+        assert system.report().state == EngineState.CANCELED
+
+    def test_nobody_stays_to_wait_for_the_end(self, system: System) -> None:
+        system.submitted()
+        system.plane.polls = 50
+
+        system.engine.cancel("r1")
+
+        names = [thread.name for thread in threading.enumerate()]
+        assert not any(name.startswith("LROPoller") for name in names)
+
+    def test_a_job_that_is_ending_may_be_told_again(self, system: System) -> None:
+        system.submitted()
+
+        system.engine.cancel("r1")
+        system.engine.cancel("r1")
+
+        assert system.report().status == "CancelRequested"
+
+    def test_a_job_that_is_unknown_is_left_alone(self, system: System) -> None:
+        system.engine.cancel("r1")
+
+        assert system.plane.jobs == {}
+
+    @pytest.mark.parametrize("status", ["Completed", "Failed", "Canceled"])
+    def test_a_job_that_has_ended_is_left_alone(self, system: System, status: str) -> None:
+        system.submitted()
+        system.plane.set_status("r1", status)
+
+        system.engine.cancel("r1")
+
+        assert (system.plane.jobs["r1"].status, system.plane.jobs["r1"].cancels) == (status, 0)
+
+    def test_a_refusal_to_end_a_job_under_way_is_told(self, system: System) -> None:
+        system.submitted()
+        error = {"error": {"code": "UserError", "message": "not now"}}
+        system.plane.fault(path=CANCEL, status=400, body=error)
+
+        with pytest.raises(ScoringError, match="not now"):
+            system.engine.cancel("r1")
+
+    @pytest.mark.parametrize("fault", ["lose_answer", "drop"])
+    def test_a_cancel_whose_answer_was_lost_can_be_made_again(
+        self, system: System, fault: str
+    ) -> None:
+        system.submitted()
+        system.plane.fault(path=CANCEL, **{fault: True})
+
+        with pytest.raises(Transient):
+            system.engine.cancel("r1")
+        system.engine.cancel("r1")
+
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+
+
+class TestDeadline:
+    def test_a_job_over_its_deadline_is_canceled_and_has_failed(self, system: System) -> None:
+        system.submitted()
+        system.plane.set_status("r1", "Preparing")
+        system.now += DEADLINE + timedelta(minutes=1)
+
+        report = system.report()
+
+        assert report.state == EngineState.FAILED
+        assert "deadline" in report.cause
+        assert "2:00:00" in report.cause
+        assert "Preparing" in report.cause
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+
+    def test_a_job_within_its_deadline_goes_on(self, system: System) -> None:
+        system.submitted()
+        system.now += DEADLINE - timedelta(minutes=1)
+
+        assert system.report().state == EngineState.QUEUED
+        assert system.plane.jobs["r1"].cancels == 0
+
+    def test_a_job_that_ended_at_last_is_not_too_late(self, system: System) -> None:
+        system.submitted()
+        system.plane.set_status("r1", "Completed")
+        system.now += 2 * DEADLINE
+
+        assert system.report().state == EngineState.COMPLETED
+
+    def test_a_deadline_that_the_service_did_not_hear_of_is_told_it_again(
+        self, system: System
+    ) -> None:
+        system.submitted()
+        system.now += 2 * DEADLINE
+        system.plane.fault(path=CANCEL, drop=True)
+
+        with pytest.raises(Transient):
+            system.report()
+
+        assert system.report().state == EngineState.FAILED
+        assert system.plane.jobs["r1"].cancels == 1
+
+
+class TestWeather:
+    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+    def test_a_storm_is_waited_out(self, system: System, status: int) -> None:
+        storm = {"status": status, "headers": AT_ONCE, "times": RETRIES}
+        on_put = system.plane.fault(method="PUT", path=JOB, **storm)
+        on_get = system.plane.fault(method="GET", path=JOB, **storm)
+
+        system.submitted()
+        report = system.report()
+
+        assert (on_put.hits, on_get.hits, report.status) == (RETRIES, RETRIES, "NotStarted")
+
+    @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+    def test_a_storm_that_does_not_end_is_transient(self, system: System, status: int) -> None:
+        storm = {"path": JOB, "status": status, "headers": AT_ONCE, "times": None}
+        system.plane.fault(**storm)
+
+        for ask in (system.submitted, system.report):
+            with pytest.raises(Transient, match="job r1"):
+                ask()
+        system.plane.faults.clear()
+        system.submitted()
+
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_a_service_that_cannot_be_reached_is_transient(self, system: System) -> None:
+        system.plane.fault(method="CONNECT", host="management", times=None)
+
+        with pytest.raises(Transient):
+            system.submitted()
+
+    def test_a_request_says_how_it_may_be_throttled(self, system: System) -> None:
+        system.plane.fault(method="PUT", path=JOB, status=429, headers={"Retry-After": "0.3"})
+
+        system.submitted()
+
+        first, second = [r.at for r in system.plane.requests if r.path.endswith("/jobs/r1")]
+        assert second - first >= 0.3
+
+
+class TestIdentity:
+    def test_a_token_that_is_refused_is_replaced_by_a_new_one(self, system: System) -> None:
+        system.submitted("r1")
+        issued = system.plane.tokens.issued
+        system.plane.tokens.revoke()
+
+        system.submitted("r2")
+
+        assert system.plane.created_jobs == ["r1", "r2"]
+        assert system.plane.tokens.issued > issued
+
+    @pytest.mark.parametrize("wrong", [{"lifetime": -60}, {"begins_in": 60}])
+    def test_a_token_of_another_time_is_refused_until_the_clocks_agree(
+        self, system: System, wrong: dict[str, float]
+    ) -> None:
+        tokens = system.plane.tokens
+        usual = {name: getattr(tokens, name) for name in wrong}
+        for name, value in wrong.items():
+            setattr(tokens, name, value)
+
+        with pytest.raises(Transient, match="refused the token"):
+            system.submitted()
+        for name, value in usual.items():
+            setattr(tokens, name, value)
+        system.submitted()
+
+        assert system.plane.created_jobs == ["r1"]
+
+    def test_without_an_identity_that_is_said(self, system: System) -> None:
+        system.plane.tokens.denied = True
+
+        with pytest.raises(Misconfigured, match=r"no identity.*DefaultAzureCredential") as error:
+            system.submitted()
+
+        assert "\n" not in str(error.value)
+        system.plane.tokens.denied = False
+        system.submitted()
+
+    def test_an_identity_without_rights_is_said(self, system: System) -> None:
+        error = {"error": {"code": "AuthorizationFailed", "message": "may not jobs/write"}}
+        system.plane.fault(path=JOB, status=403, body=error, times=None)
+
+        with pytest.raises(Misconfigured, match=r"denies access to job r1: .*may not jobs/write"):
+            system.submitted()
+        with pytest.raises(Misconfigured):
+            system.report()
+
+
+def test_a_signature_is_in_no_error(plane: ControlPlane) -> None:
+    def upload(_: object) -> None:
+        message = "Max retries exceeded with url: /c/code/score.py?se=1&sig=c2VjcmV0%3D&sp=rw"
+        raise ServiceRequestError(message)
+
+    with pytest.raises(Transient, match=r"se=1&sig=\.\.\.&sp=rw") as error:
+        workspace_of(plane).ask("component", upload)
+
+    assert "c2VjcmV0" not in str(error.value)
+
+
+def _at_once(threads: int, work: Callable[[int], object]) -> None:
+    """Have threads begin together; the first error of any is raised."""
+    ready = threading.Barrier(threads)
+
+    def begin(number: int) -> None:
+        ready.wait(30)
+        work(number)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(begin, range(threads)))
+
+
+def _patiently(ask: Callable[[], object]) -> object:
+    while True:
+        with suppress(Transient):
+            return ask()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_chaos_every_run_is_one_job(system: System, seed: int) -> None:
+    engines = [system.new_engine(retries=retries) for retries in (0, 1, 4)]
+    kinds = ("429", "503", "drop", "lose_answer", "delay")
+    system.plane.chaos(seed, 0.3, kinds, path="/(jobs|models)/")
+    chance = [random.Random(f"{seed} {thread}") for thread in range(10)]
+
+    def work(thread: int) -> None:
+        mine = chance[thread]
+        for _ in range(8):
+            engine, run_id = mine.choice(engines), f"r{mine.randrange(6)}"
+            match mine.choice(("submit", "submit", "poll", "cancel")):
+                case "submit":
+                    _patiently(partial(engine.submit, order_of(run_id)))
+                    assert run_id in system.plane.jobs
+                case "poll":
+                    _patiently(partial(engine.poll, run_id))
+                case _:
+                    _patiently(partial(engine.cancel, run_id))
+
+    _at_once(10, work)
+
+    jobs = system.plane.jobs
+    assert len(system.plane.thrown) > 10
+    assert sorted(system.plane.created_jobs) == sorted(jobs)
+    assert {job.accepted for job in jobs.values()} == {1}
+
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+class TestTimers:
+    """The submit handler on a real store, its timer fired ten times at once."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Give a folder whose store has windows that are to be scored."""
+        with self._app(tmp_path) as app:
+            numbers = np.arange(200)
+            times = instants.of(START) + numbers * instants.SECOND
+            bodies = [
+                b'{"device":"d%d","sensor":"s","ts":%d,"value":%d}' % (n % 20, t // 1000, n)
+                for n, t in zip(numbers.tolist(), times.tolist(), strict=True)
+            ]
+            app.ingest()(EventBatch(Partition("hub", "0"), numbers, times, bodies))
+        return tmp_path
+
+    @staticmethod
+    def _app(folder: Path, system: System | None = None, retries: int = 0) -> App:
+        settings = {"SCORING_DATA": str(folder), "SCORING_WINDOW": "1min"}
+        app = App(Settings.load(settings | {"SCORING_PART_ROWS": "10"}))
+        if system:
+            # As its own process would have it, which asks the service on its own.
+            app.__dict__["engine"] = system.new_engine(retries=retries)
+        return app
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_a_timer_fired_ten_times_at_once_makes_one_run_and_one_job(
+        self, system: System, folder: Path, seed: int
+    ) -> None:
+        apps = [self._app(folder, system, retries=number % 2) for number in range(10)]
+        now = START + 30 * MINUTE
+        kinds = ("lose_answer", "drop", "503", "delay")
+        lost = system.plane.fault(method="PUT", path=JOB, lose_answer=True, times=seed % 3)
+        system.plane.chaos(seed, 0.5, kinds, path="/jobs/")
+
+        def fire(number: int) -> None:
+            with closing(apps[number].database), suppress(Transient):
+                apps[number].submit("timer", FLEET, now, nonce())
+
+        _at_once(10, fire)
+        system.plane.chaos(seed, 0)
+        with self._app(folder, system) as app:
+            assert app.submit("timer", FLEET, now, nonce()) is None
+            (run,) = app.watch(now, nonce())
+
+        assert system.plane.created_jobs == [run.run_id]
+        assert run.state == RunState.SUBMITTED
+        assert lost.hits >= min(1, seed % 3)
+        inputs = system.plane.jobs[run.run_id].properties["inputs"]
+        assert inputs["parts"]["uri"].endswith(f"/paths/{run.input_prefix}")
