@@ -44,7 +44,12 @@ AT_ONCE = {"Retry-After": "0"}
 DEADLINE = timedelta(hours=2)
 PIPELINE = "score_fleet_pipeline"
 CLUSTER = "scoring"
-_PORTS = {"parts": "uri_folder", "fleet": "custom_model", "run_id": "string"}
+_PORTS = {
+    "parts": "uri_folder",
+    "fleet": "custom_model",
+    "fleet_version": "string",
+    "run_id": "string",
+}
 _DATASTORE_PATH = f"azureml://datastores/{DATASTORE}/paths/"
 
 

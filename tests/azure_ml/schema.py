@@ -56,6 +56,7 @@ _REQUESTS: Final[dict[str, type | None]] = {
     f"PUT /datastores/{_NAME}": models.Datastore,
     f"POST /datastores/{_NAME}/listSecrets": models.SecretExpiry,
     f"PUT /computes/{_CLUSTER}": models.ComputeResource,
+    f"POST /computes/{_CLUSTER}/listNodes": None,
     f"PATCH /computes/{_CLUSTER}": models.ClusterUpdateParameters,
     f"PUT /batchEndpoints/{_NAME}": models.BatchEndpoint,
     f"PUT /batchEndpoints/{_NAME}/deployments/{_NAME}": models.BatchDeployment,

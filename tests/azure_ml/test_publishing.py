@@ -632,6 +632,7 @@ def init():
     for binding, option in (
         ("inputs.fleet", "--fleet"),
         ("outputs.predictions", "--predictions"),
+        ("inputs.fleet_version", "--fleet-version"),
         ("inputs.run_id", "--run-id"),
     ):
         arguments = arguments.replace("${{{{" + binding + "}}}}", given[option])

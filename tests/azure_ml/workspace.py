@@ -82,6 +82,8 @@ class Workspace:
             "(datastores|computes|batchEndpoints)",
             f"/batchEndpoints/{_NAME}/deployments",
         )
+        self.nodes: dict[str, tuple[str, ...]] = {}
+        """What the nodes of a cluster do: a test says."""
         self._routes: list[tuple[str, str, Callable[..., Answer]]] = [
             ("GET", "", self._workspace),
             ("GET", f"/{plain}", self._list),
@@ -89,6 +91,7 @@ class Workspace:
             ("PUT", f"/(datastores)/{_NAME}", self._put_datastore),
             ("POST", f"/datastores/{_NAME}/listSecrets", self._list_secrets),
             ("PUT", f"/(computes|batchEndpoints)/{_NAME}", self._put_slowly),
+            ("POST", f"/computes/{_NAME}/listNodes", self._list_nodes),
             ("GET", below, self._list_deployments),
             ("GET", f"{below}/{_NAME}", self._get_deployment),
             ("PUT", f"{below}/{_NAME}", self._put_deployment),
@@ -186,6 +189,13 @@ class Workspace:
             sas = self.storage.sas(stored.properties["containerName"])
             return Answer(body={"secretsType": "Sas", "sasToken": sas})
         return Answer(body=stored.secrets)
+
+    def _list_nodes(self, _: Call, name: str) -> Answer:
+        with self.lock:
+            stored = self.kinds["computes"].get(name)
+            states = self.nodes.get(stored.name, ())
+            nodes = [{"nodeId": f"n{n}", "nodeState": state} for n, state in enumerate(states)]
+        return Answer(body={"nodes": nodes})
 
     def _put_slowly(self, call: Call, kind: str, name: str) -> Answer:
         with self.lock:

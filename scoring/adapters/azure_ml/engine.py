@@ -1,5 +1,7 @@
 """The engine: one job a run, by the run's own name."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from time import sleep
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from azure.ai.ml.entities import Job, PipelineJob
 
 _Answer = TypeVar("_Answer")
+
+log = logging.getLogger("scoring.azure_ml")
 
 EXPERIMENT = "fleet-scoring"
 
@@ -131,7 +135,24 @@ class AzureMLEngine:
                 )
                 return EngineReport(EngineState.FAILED, cause, status=status, link=link)
         state = EngineState.QUEUED if status in _WAITING else EngineState.RUNNING
-        return EngineReport(state, status=status, link=link)
+        return EngineReport(state, status=f"{status}{self._nodes(job)}", link=link)
+
+    def _nodes(self, job: "Job") -> str:
+        """Tell what the cluster's nodes do, such as ``, nodes: 1 preparing, 2 running``."""
+        settings = getattr(job, "settings", None)
+        cluster = str(getattr(settings, "default_compute", None) or "").rpartition("/")[2]
+        try:
+            nodes = self._workspace.ask(
+                f"nodes of cluster {cluster}", lambda ml: list(ml.compute.list_nodes(cluster))
+            )
+        except ScoringError as error:
+            # It is the job that matters, and that one was found.
+            log.info("azure_ml.no_nodes", extra={"cluster": cluster, "cause": str(error)})
+            return ""
+        # The package (1.35) leaves the name as the service has it, and its own empty.
+        states = Counter(vars(node).get("nodeState") or node.node_state for node in nodes)
+        counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+        return f", nodes: {counted or 'none'}"
 
     def _job(self, order: ScoringOrder, publication: Publication) -> "PipelineJob":
         # The package is heavy, and it is here once somebody was connected.
@@ -147,6 +168,7 @@ class AzureMLEngine:
             inputs={
                 "parts": Input(type="uri_folder", path=datastore_path(order.input_prefix)),
                 "fleet": Input(type="custom_model", path=fleet),
+                "fleet_version": order.fleet_version,
                 "run_id": order.run_id,
             },
             outputs={
