@@ -152,7 +152,7 @@ def show_run(
         )
         return
     for name, value in plain(summary).items():
-        console().print(f"{name:>14}  {cell(value)}", highlight=False)
+        console().print(f"{name:>14}  {cell(value)}", highlight=False, soft_wrap=True)
     show_rows("sensors, most anomalous first", counts, _COUNT_COLUMNS, as_json=False)
     if logs:
         console().print(f"{len(logs)} logs are kept: run logs {run_id}", highlight=False)
