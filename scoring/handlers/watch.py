@@ -102,7 +102,8 @@ class WatchRuns:
             # The answer to the submit was lost, or the engine died with the run: give it again.
             self.submit.resubmit(run)
             return
-        self.store.note_engine(run, report.status, report.link)
+        if report.status or report.link:
+            self.store.note_engine(run, report.status, report.link)
         problems = self._index_new(run)
         match report.state:
             case EngineState.RUNNING if run.state == RunState.SUBMITTED:
