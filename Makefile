@@ -14,6 +14,7 @@ test: $(VENV)/.dev
 
 # The function app on real parts; PostgreSQL and Azurite (`npm install azurite`) must be there.
 e2e: $(VENV)/.dev
+	@$(PY) -c 'from tests.servers import missing; import sys; sys.exit(missing())'
 	$(PY) -m pytest tests/e2e/test_real_parts.py $(ARGS)
 
 check: $(VENV)/.dev

@@ -75,10 +75,12 @@ class App:
     @cached_property
     def database(self) -> Database:
         """The database, brought to the newest schema."""
-        with storage_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        url = self.settings.database
-        database = Database(url) if url else Database.file(self.folder / "store.db")
+        if url := self.settings.database:
+            database = Database(url)
+        else:
+            with storage_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            database = Database.file(self.folder / "store.db")
         try:
             migrate(database)
         except ScoringError:

@@ -16,6 +16,13 @@ import psycopg
 
 
 @cache
+def missing() -> str | None:
+    """Say which of the servers that tests start cannot be started here; None if all can."""
+    found = {"PostgreSQL": postgresql_programs(), "Azurite": azurite_program()}
+    absent = [name for name, program in found.items() if program is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
+
+
 def postgresql_programs() -> Path | None:
     """Where PostgreSQL's server programs are; None where it is not installed."""
     found = shutil.which("initdb")

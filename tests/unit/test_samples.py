@@ -1,11 +1,14 @@
-"""What compose.yaml starts is what the sample settings ask for: no engine to try it on is here."""
+"""Samples that nothing here can run: what they say agrees with the code and with each other."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from azure.eventhub import parse_connection_string
+
+from scoring.settings import HostSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,6 +20,11 @@ def services() -> dict[str, Any]:
 
 def sample() -> dict[str, str]:
     values: dict[str, str] = json.loads((ROOT / "local.settings.sample.json").read_text())["Values"]
+    return values
+
+
+def azure_sample() -> dict[str, str]:
+    values: dict[str, str] = json.loads((ROOT / "infra" / "settings.sample.json").read_text())
     return values
 
 
@@ -55,3 +63,23 @@ def test_each_service_finds_what_it_depends_on_and_what_it_is_given() -> None:
     for service in content["services"].values():
         assert set(service.get("depends_on", {})) <= set(content["services"])
         assert {one["source"] for one in service.get("configs", [])} <= set(content["configs"])
+
+
+@pytest.mark.parametrize("settings", [sample(), azure_sample()], ids=["laptop", "azure"])
+def test_the_sample_settings_are_complete(settings: dict[str, str]) -> None:
+    assert HostSettings.load(settings).hub == "readings"
+
+
+def test_what_the_host_has_of_its_own_in_azure_is_not_overwritten() -> None:
+    assert not {"FUNCTIONS_WORKER_RUNTIME", "AzureWebJobsStorage"} & azure_sample().keys()
+
+
+def test_the_readme_shows_the_databases_that_compose_starts() -> None:
+    readme, servers = (ROOT / "README.md").read_text(), services()["services"]
+    postgresql = servers["postgresql"]["environment"]
+    _, _, password = servers["sqlserver"]["environment"]["MSSQL_SA_PASSWORD"].partition(":-")
+
+    assert "postgresql://{POSTGRES_USER}:{POSTGRES_PASSWORD}@localhost/{POSTGRES_DB}".format(
+        **postgresql
+    ) in readme  # fmt: skip
+    assert f"PWD={password.rstrip('}')};" in readme
