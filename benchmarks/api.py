@@ -1,8 +1,10 @@
 """How quickly the API answers from a store with a million windows and 100,000 anomalies.
 
-Every list is asked for its first page, for its largest one, for pages far into it, and with its
-filters; in process, over ASGI, one request at a time. ``/api/health`` looks at nothing: its time is
-what FastAPI costs. SQLite first, then a PostgreSQL server that is started here, if it is installed.
+There are another 100,000 devices with 500,000 sensors of which the counts alone are kept, as if a
+fleet's windows were scored. Every list is asked for its first page, for its largest one, for pages
+far into it, and with its filters; in process, over ASGI, one request at a time. ``/api/health``
+looks at nothing: its time is what FastAPI costs. SQLite first, then a PostgreSQL server that is
+started here, if it is installed.
 
     python benchmarks/api.py [--windows 1000000] [--database-url postgresql://...]
 """
@@ -38,6 +40,8 @@ SHARE = 0.1
 PARTS = 20
 LARGE = 1_200
 """Rows of the lists that the windows alone leave short: more than the largest page."""
+COUNTED, COUNTED_SENSORS = 100_000, 5
+"""Devices, and the sensors of each, that have counts and no windows."""
 WIDE, LONG = "device-wide", "device-with-a-past"
 
 
@@ -93,15 +97,9 @@ def fill(database: Database, devices: int) -> int:
     )  # fmt: skip
     insert_all(database, schema.window_partials, windows(devices))
     insert_all(database, schema.predictions, predictions(labels))
-    insert_all(
-        database,
-        schema.sensor_counts,
-        (
-            {"device": name(d), "sensor": f"s{s}", "scored": PER_SENSOR, "not_scored": 0,
-             "anomalies": int(labels[d, s].sum())}
-            for d in range(devices) for s in range(SENSORS)
-        ),
-    )  # fmt: skip
+    fill_counts(database, {name(d): labels[d].sum(axis=1) for d in range(devices)})
+    others = random.binomial(PER_SENSOR, SHARE, (COUNTED, COUNTED_SENSORS))
+    fill_counts(database, {f"counted-{d:06}": some for d, some in enumerate(others)})
     insert_all(database, schema.rejects, rejects())
     insert_all(database, schema.window_partials, uncommon_windows())
     insert_all(database, schema.partitions, map(partition_row, range(LARGE)))
@@ -120,6 +118,28 @@ def fill(database: Database, devices: int) -> int:
     )  # fmt: skip
     analyse(database)
     return int(labels.sum())
+
+
+def fill_counts(database: Database, anomalies: dict[str, np.ndarray]) -> None:
+    """Fill the counts of devices, given the anomalies of each of their sensors."""
+    insert_all(
+        database,
+        schema.sensor_counts,
+        (
+            {"device": device, "sensor": f"s{s}", "scored": PER_SENSOR, "not_scored": 0,
+             "anomalies": int(number)}
+            for device, numbers in anomalies.items() for s, number in enumerate(numbers)
+        ),
+    )  # fmt: skip
+    insert_all(
+        database,
+        schema.device_counts,
+        (
+            {"device": device, "scored": PER_SENSOR * len(numbers), "not_scored": 0,
+             "anomalies": int(numbers.sum())}
+            for device, numbers in anomalies.items()
+        ),
+    )  # fmt: skip
 
 
 def analyse(database: Database) -> None:

@@ -1,5 +1,6 @@
 """A database of every engine, empty or migrated."""
 
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -12,7 +13,10 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import facts, metadata
 from tests.servers import PostgreSql, postgresql, postgresql_programs
 
-ENGINES = ("sqlite", "postgresql")
+MSSQL = os.environ.get("SCORING_TEST_MSSQL")
+"""An ODBC connection string of a database that the tests may empty."""
+
+ENGINES = ("sqlite", "postgresql", *(["mssql"] if MSSQL else []))
 
 _numbers = count()
 
@@ -36,11 +40,23 @@ def migrated_postgresql(postgresql_server: PostgreSql) -> Iterator[Database]:
     database.close()
 
 
+def emptied(url: str) -> Database:
+    """Open a database of SQL Server, and drop what other tests have made in it."""
+    database = Database(url)
+    with database.write() as connection:
+        metadata.drop_all(connection)
+        if connection.dialect.has_table(connection, "alembic_version"):
+            connection.exec_driver_sql("DROP TABLE alembic_version")
+    return database
+
+
 @pytest.fixture(params=ENGINES)
 def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """Open a database without a table."""
     if request.param == "sqlite":
         database = Database.file(tmp_path / "store.db")
+    elif request.param == "mssql":
+        database = emptied(str(MSSQL))
     else:
         server: PostgreSql = request.getfixturevalue("postgresql_server")
         name = f"empty{next(_numbers)}"
@@ -55,6 +71,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     """Give a database of the newest schema, without a row."""
     if request.param == "sqlite":
         database = Database.file(tmp_path / "store.db")
+    elif request.param == "mssql":
+        database = emptied(str(MSSQL))
+    if request.param != "postgresql":
         migrate(database)
         yield database
         database.close()

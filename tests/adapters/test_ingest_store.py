@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from scoring import ledger
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.queries import SqlQueries
+from scoring.adapters.sql.schema import partitions, window_partials
 from scoring.aggregates import Key, Partials, merge
-from scoring.errors import Transient
+from scoring.errors import ScoringError, Transient
 from scoring.ledger import Epoch
 from scoring.ports import Gap, IngestStore, RejectKey, Segment, StoredReject
 from scoring.readings import Partition
@@ -542,6 +544,31 @@ class TestPartials:
         assert (found.count.tolist(), found.mean.tolist(), found.m2.tolist()) == (
             *([150], [1e6 + 0.1], [0.0]),
         )
+
+    @pytest.mark.parametrize("small", [5e-324, 1e-310, 1e-290, 1e-170, 1e-162, 1e-157, 1e-150])
+    def test_readings_may_be_as_near_to_each_other_as_floats_are(
+        self, database: Database, small: float
+    ) -> None:
+        expected, *others = (partials({("d", "s", 0): v}) for v in ([0.0], [small] * 3, [-small]))
+        save(database, partials=expected)
+        for one in others:
+            save(database, partials=one)
+            expected = merge(expected, one)
+
+        found = joined(SqlQueries(database).history(NOW))
+        assert_same(found, expected, lambda _: True)
+
+    def test_a_key_that_stands_is_tried_again_only_where_first_writers_race(
+        self, database: Database
+    ) -> None:
+        save(database, partials=partials({("d", "s", 0): [1.0]}))
+        for table, is_transient in ((partitions, True), (window_partials, False)):
+            with database.read() as connection:
+                row = connection.execute(select(table)).one()._asdict()
+            with pytest.raises(ScoringError) as caught, database.write() as connection:
+                connection.execute(table.insert().values(row))
+
+            assert isinstance(caught.value, Transient) == is_transient
 
     def test_names_are_told_apart_by_every_character(self, database: Database) -> None:
         names = ["a", "A", "a ", " a", "ä", "a\u0308", "1", "01", "'", "x" * 128, "🦆" * 128]

@@ -4,17 +4,29 @@
 """
 
 import os
+import re
+from collections.abc import Iterable
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy import String, Table, select
 from sqlalchemy.dialects import mssql
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.dialects.mssql.pyodbc import dialect as pyodbc_dialect
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
+from sqlalchemy.types import TypeEngine
 
-from scoring.adapters.sql import bulk, engines
-from scoring.adapters.sql.bulk.mssql import statements
+from scoring.adapters.sql import bulk, counts, engines, migrations
+from scoring.adapters.sql.bulk.mssql import statements, stored
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.schema import metadata
-from scoring.errors import Misconfigured, Transient
+from scoring.adapters.sql.failures import translated_errors
+from scoring.adapters.sql.schema import metadata, sensor_counts
+from scoring.errors import Misconfigured, ScoringError, Transient
 from tests.servers import free_port
 
 DIALECT = mssql.dialect()  # type: ignore[no-untyped-call]
@@ -38,7 +50,25 @@ def connection_string(port: int) -> str:
     )
 
 
-@pytest.mark.parametrize("upsert", [bulk.MERGE, bulk.PREDICT])
+UPSERTS = [bulk.MERGE, bulk.PREDICT, counts.ADD_TO_SENSORS, counts.ADD_TO_DEVICES]
+NAMES = {"device", "sensor", "partition"}
+OPENJSON = re.compile(r"\(SELECT (.*?) FROM OPENJSON\((?:\?|:keys)\) WITH \((.*?)\)\) AS given")
+
+# Bytes of a key: of a table that is stored in its order, and of any other index.
+CLUSTERED, OTHER = 900, 1700
+
+
+def key_bytes(columns: Iterable[Any]) -> int:
+    """Add up the most bytes that columns of a key may have."""
+    sizes = {"BIGINT": 8, "INTEGER": 4, "BIT": 1}
+    types = [column.type.compile(dialect=DIALECT) for column in columns]
+    return sum(
+        2 * int(type_[9 : type_.index(")")]) if type_.startswith("NVARCHAR(") else sizes[type_]
+        for type_ in types
+    )
+
+
+@pytest.mark.parametrize("upsert", UPSERTS, ids=lambda upsert: upsert.table.name)
 def test_an_upsert_is_an_update_and_an_insert_of_one_json_parameter_each(
     upsert: bulk.Upsert,
 ) -> None:
@@ -53,12 +83,109 @@ def test_an_upsert_is_an_update_and_an_insert_of_one_json_parameter_each(
         assert all(f"{name} " in statement for name in upsert.names)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [*(one for upsert in UPSERTS for one in statements(upsert)), str(counts.LOOK_UP["mssql"])],
+)
+def test_what_comes_out_of_json_is_compared_as_what_is_stored(statement: str) -> None:
+    (given,) = OPENJSON.findall(statement)
+    chosen, types = (part.split(", ") for part in given)
+
+    for column in NAMES & {type_.split()[0] for type_ in types}:
+        assert f"{column} COLLATE Latin1_General_BIN2 AS {column}" in chosen
+        assert [type_ for type_ in types if type_.startswith(f"{column} NVARCHAR(")]
+    # OPENJSON takes no collation, and a text of another type would lose characters.
+    assert not [type_ for type_ in types if "COLLATE" in type_ or " VARCHAR" in type_]
+
+
+def test_rows_and_what_is_looked_up_hold_names_as_they_are_stored() -> None:
+    rows = [("a ", "s", 0, 0, 0), ("a", "s", 0, 0, 0)]
+
+    assert stored(list(sensor_counts.c), rows) == [["a \x7f", "s", 0, 0, 0], rows[1]]
+
+    named = select(sensor_counts.c.device).where(sensor_counts.c.device.in_(["a ", "b"]))
+    values = str(named.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
+    assert "IN (N'a \x7f', N'b')" in values
+    process = sensor_counts.c.device.type.dialect_impl(DIALECT).result_processor(DIALECT, None)
+    assert process is not None
+    assert [process(name) for name in ("a \x7f", "b")] == ["a ", "b"]
+
+
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
-def test_every_table_and_index_compiles(table: object) -> None:
-    created = str(CreateTable(table).compile(dialect=DIALECT))  # type: ignore[arg-type]
-    indexes = [str(CreateIndex(i).compile(dialect=DIALECT)) for i in table.indexes]  # type: ignore[attr-defined]
+def test_every_table_and_index_compiles(table: Table) -> None:
+    created = str(CreateTable(table).compile(dialect=DIALECT))
+    indexes = [str(CreateIndex(i).compile(dialect=DIALECT)) for i in table.indexes]
 
     assert not [word for word in FORBIDDEN if word in " ".join([created, *indexes]).upper()]
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+def test_every_text_is_of_any_characters_and_compared_by_them(table: Table) -> None:
+    created = str(CreateTable(table).compile(dialect=DIALECT))
+
+    for column in table.c:
+        if isinstance(column.type, String):
+            type_ = column.type.compile(dialect=DIALECT)
+            assert re.fullmatch(r"NVARCHAR\((\d+|max)\) COLLATE Latin1_General_BIN2", type_)
+            assert f"{type_} " in created
+    for word in (" VARCHAR", "IMAGE", " TEXT", "NTEXT"):
+        assert word not in created
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=lambda table: table.name)
+def test_the_longest_keys_have_room(table: Table) -> None:
+    is_clustered = table.primary_key.dialect_options["mssql"]["clustered"] is not False
+
+    assert key_bytes(table.primary_key) <= (CLUSTERED if is_clustered else OTHER)
+    # No table is out of order without need.
+    assert is_clustered == (key_bytes(table.primary_key) <= CLUSTERED)
+    for index in table.indexes:
+        assert key_bytes(index.columns) <= OTHER
+
+
+def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -> None:
+    found, dialect = StringIO(), mssql.dialect()  # type: ignore[no-untyped-call]
+    dialect.default_schema_name = "dbo"
+    context = MigrationContext.configure(
+        dialect=dialect, opts={"as_sql": True, "output_buffer": found}
+    )
+    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
+    with Operations.context(context):
+        for script in reversed(list(scripts.walk_revisions())):
+            script.module.upgrade()
+    made = " ".join(found.getvalue().split())
+
+    for table in metadata.sorted_tables:
+        elements: list[DDLElement] = [CreateTable(table), *map(CreateIndex, table.indexes)]
+        for element in elements:
+            text = " ".join(str(element.compile(dialect=DIALECT)).split())
+            # Two columns of runs came later.
+            parts = [p for p in text.split(", ") if not p.startswith(("engine_status ", "link "))]
+            assert ", ".join(parts) in made
+    for name, length in (("engine_status", 400), ("link", 2000)):
+        assert f"ADD {name} NVARCHAR({length}) COLLATE Latin1_General_BIN2 NOT NULL" in made
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("partitions", Transient), ("device_counts", Transient), ("window_partials", ScoringError)],
+)
+@pytest.mark.parametrize("number", [2601, 2627])
+def test_a_duplicate_key_is_transient_only_where_first_writers_race(
+    place: str, expected: type[ScoringError], number: int
+) -> None:
+    said = (
+        f"[23000] [Microsoft][ODBC Driver 18 for SQL Server][SQL Server]Violation of PRIMARY KEY"
+        f" constraint 'pk_{place}'. Cannot insert duplicate key in object 'dbo.{place}'. The"
+        f" duplicate key value is (d, s). ({number}) (SQLExecDirectW)"
+    )
+
+    error = IntegrityError("INSERT", None, Exception("23000", said))
+
+    with pytest.raises(ScoringError) as caught, translated_errors():
+        raise error
+
+    assert type(caught.value) is expected
 
 
 def test_a_server_that_is_not_there_is_transient_and_no_secret_is_told(
@@ -80,7 +207,39 @@ def test_a_driver_that_is_not_there_is_misconfigured() -> None:
     with pytest.raises(Misconfigured) as caught, database.read() as connection:
         connection.exec_driver_sql("SELECT 1")
 
+    assert "is not installed" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", ["01000", "IM002", "IM003"])
+def test_a_driver_that_is_missing_is_told_apart_from_a_login(state: str) -> None:
+    original = Exception(state, f"[{state}] [unixODBC][Driver Manager] it is not there")
+
+    with (
+        pytest.raises(Misconfigured, match="driver that the database names") as caught,
+        translated_errors(),
+    ):
+        raise DBAPIError(None, None, original)
+
+    assert "let us in" not in str(caught.value)
+
+
+def test_no_parameter_that_may_hold_a_name_is_sent_in_a_code_page() -> None:
+    dbapi = pytest.importorskip("pyodbc", exc_type=ImportError)
+    dialect = pyodbc_dialect(dbapi=dbapi)  # type: ignore[no-untyped-call]
+    columns = [column for table in metadata.sorted_tables for column in table.c]
+    types: list[TypeEngine[Any]] = [c.type for c in columns if isinstance(c.type, String)]
+    types += [bind.type for bind in counts.LOOK_UP["mssql"].compile(dialect=dialect).binds.values()]
+
+    for type_ in types:
+        sent = type_.dialect_impl(dialect).get_dbapi_type(dbapi)
+        assert dbapi.SQL_WVARCHAR in (sent if isinstance(sent, tuple) else (sent,))
+
+
+def test_a_bit_is_compared_before_it_is_a_condition() -> None:
+    assert "CASE WHEN (predictions.is_anomaly = 1)" in str(
+        select(*counts.totals()).compile(dialect=DIALECT)
+    )
 
 
 @pytest.mark.skipif("SCORING_TEST_MSSQL" not in os.environ, reason="no SQL Server was given")
@@ -89,7 +248,8 @@ def test_the_projects_t_sql_is_applied_by_a_real_server() -> None:
     with database.write() as connection:
         metadata.drop_all(connection)
         metadata.create_all(connection)
-        for upsert in (bulk.MERGE, bulk.PREDICT):
+        for upsert in UPSERTS:
             for statement in statements(upsert):
                 connection.exec_driver_sql(statement, ("[]",))
+        assert connection.execute(counts.LOOK_UP["mssql"], {"keys": "[]"}).all() == []
     database.close()

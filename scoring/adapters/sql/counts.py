@@ -1,7 +1,7 @@
-"""Predictions counted by sensor, in step with them: every change of one changes the other.
+"""Predictions counted by sensor and by device, in step with them: all change together.
 
 A count is corrected by what a prediction said before and says now, so that it costs what is
-written, however long a sensor's history is.
+written, however long a sensor's history is, and however many sensors a device has.
 """
 
 from collections import defaultdict
@@ -12,8 +12,10 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Executable,
     FromClause,
+    Select,
+    Table,
+    TextualSelect,
     and_,
     bindparam,
     case,
@@ -22,33 +24,37 @@ from sqlalchemy import (
     func,
     select,
     text,
+    true,
 )
-from sqlalchemy.dialects import mssql as mssql_dialect
 from sqlalchemy.dialects.postgresql import JSON
 
 from scoring.adapters.sql.bulk import mssql, postgresql, sqlite
 from scoring.adapters.sql.bulk.upsert import Row, Upsert
-from scoring.adapters.sql.schema import predictions, sensor_counts
+from scoring.adapters.sql.schema import device_counts, predictions, sensor_counts
 from scoring.predictions import Status
 
 _KEY = ("device", "sensor", "window_start")
 _COUNTS = ("scored", "anomalies", "not_scored")
-_ADD = Upsert(
-    sensor_counts,
-    tuple(column.name for column in sensor_counts.c),
-    lambda old, new: {name: old[name] + new[name] for name in _COUNTS},
-)
 _UPSERTS = {"sqlite": sqlite.upsert, "postgresql": postgresql.upsert, "mssql": mssql.upsert}
 
-_MSSQL: Any = mssql_dialect.dialect()  # type: ignore[no-untyped-call]
 
-_Totals = defaultdict[tuple[str, str], list[int]]
+def _adding(table: Table) -> Upsert:
+    return Upsert(
+        table,
+        tuple(column.name for column in table.c),
+        lambda old, new: {name: old[name] + new[name] for name in _COUNTS},
+    )
+
+
+ADD_TO_SENSORS = _adding(sensor_counts)
+ADD_TO_DEVICES = _adding(device_counts)
 
 
 def totals(table: Any = predictions.c) -> tuple[ColumnElement[int], ...]:
     """Give the sums of a group of predictions: scored, anomalies, not scored."""
     scored = func.sum(case((table.status == Status.SCORED, 1), else_=0))
-    anomalies = func.sum(case((table.is_anomaly, 1), else_=0))
+    # Compared: a bit is no condition to SQL Server.
+    anomalies = func.sum(case((table.is_anomaly == true(), 1), else_=0))
     return scored, anomalies, func.count() - scored
 
 
@@ -60,41 +66,61 @@ def lock(connection: Connection, rows: Sequence[Row]) -> None:
     """
     if connection.dialect.name != "sqlite":
         sensors = sorted({(row[0], row[1]) for row in rows})
-        _upsert(connection, [(*sensor, 0, 0, 0) for sensor in sensors])
+        _upsert(connection, ADD_TO_SENSORS, [(*sensor, 0, 0, 0) for sensor in sensors])
 
 
-def subtract(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Take predictions that are about to be deleted out of the counts."""
-    key = (predictions.c.device, predictions.c.sensor)
-    statement = select(*key, *totals()).where(which).group_by(*key)
-    _add(
-        connection,
-        [
-            (row[0], row[1], *(-number for number in row[2:]))
-            for row in connection.execute(statement)
-        ],
-    )
+class Change:
+    """What a transaction changes of the counts."""
+
+    def __init__(self) -> None:
+        self._sensors: dict[tuple[str, str], list[int]] = defaultdict(_nothing)
+
+    def subtract(self, connection: Connection, which: ColumnElement[bool]) -> None:
+        """Take predictions that are about to be deleted out of the counts."""
+        key = (predictions.c.device, predictions.c.sensor)
+        statement = select(*key, *totals()).where(which).group_by(*key)
+        for device, sensor, *numbers in connection.execute(statement):
+            _add(self._sensors[device, sensor], [-number for number in numbers])
+
+    def replace(self, connection: Connection, run_number: int, rows: Sequence[Row]) -> None:
+        """Correct the counts for predictions that are about to be written over older ones.
+
+        Parameters
+        ----------
+        rows
+            As `bulk.upsert_predictions` takes them: those over a newer run's count for nothing.
+        """
+        known = {tuple(row[:3]): row for row in _known(connection, rows)} if rows else {}
+        for device, sensor, start, _, _, _, is_anomaly, status, _ in rows:
+            before = known.get((device, sensor, start))
+            if before is not None and before[3] > run_number:
+                continue
+            total = self._sensors[device, sensor]
+            _count(total, 1, status, is_anomaly)
+            if before is not None:
+                _count(total, -1, before[4], before[5])
+
+    def write(self, connection: Connection) -> None:
+        """Write all of it; best last.
+
+        By `lock` the sensors are the transaction's own. But parts that are indexed at once share
+        devices: from here on they wait for each other, in one order, so that none does in a ring.
+        """
+        devices: dict[str, list[int]] = defaultdict(_nothing)
+        for (device, _), numbers in self._sensors.items():
+            _add(devices[device], numbers)
+        sensors = [(*key, *numbers) for key, numbers in sorted(self._sensors.items())]
+        _upsert(connection, ADD_TO_SENSORS, [row for row in sensors if any(row[2:])])
+        sums = [(device, *numbers) for device, numbers in sorted(devices.items())]
+        _upsert(connection, ADD_TO_DEVICES, [row for row in sums if any(row[1:])])
 
 
-def replace(connection: Connection, run_number: int, rows: Sequence[Row]) -> None:
-    """Correct the counts for predictions that are about to be written over older ones.
+def _nothing() -> list[int]:
+    return [0] * len(_COUNTS)
 
-    Parameters
-    ----------
-    rows
-        As `bulk.upsert_predictions` takes them: those over a newer run's count for nothing.
-    """
-    change: _Totals = defaultdict(lambda: [0, 0, 0])
-    known = {tuple(row[:3]): row for row in _known(connection, rows)} if rows else {}
-    for device, sensor, start, _, _, _, is_anomaly, status, _ in rows:
-        before = known.get((device, sensor, start))
-        if before is not None and before[3] > run_number:
-            continue
-        total = change[device, sensor]
-        _count(total, 1, status, is_anomaly)
-        if before is not None:
-            _count(total, -1, before[4], before[5])
-    _add(connection, [(*key, *total) for key, total in sorted(change.items())])
+
+def _add(total: list[int], numbers: Sequence[int]) -> None:
+    total[:] = [old + new for old, new in zip(total, numbers, strict=True)]
 
 
 def _count(total: list[int], sign: int, status: str, is_anomaly: bool | None) -> None:
@@ -102,27 +128,26 @@ def _count(total: list[int], sign: int, status: str, is_anomaly: bool | None) ->
     total[1] += sign * bool(is_anomaly)
 
 
-def _add(connection: Connection, rows: list[Row]) -> None:
-    _upsert(connection, [row for row in rows if any(row[2:])])
-
-
-def _upsert(connection: Connection, rows: list[Row]) -> None:
+def _upsert(connection: Connection, what: Upsert, rows: Sequence[Row]) -> None:
     if rows:
-        _UPSERTS[connection.dialect.name](connection, _ADD, rows)
+        _UPSERTS[connection.dialect.name](connection, what, rows)
 
 
 def _known(connection: Connection, rows: Sequence[Row]) -> Sequence[Any]:
     """Give what is known of the windows of `rows`: key, run, status and label."""
-    keys = [dict(zip(_KEY, row, strict=False)) for row in rows]
-    given = msgspec.json.encode(keys).decode()
-    return connection.execute(_LOOK_UP[connection.dialect.name], {"keys": given}).all()
+    keys = [row[: len(_KEY)] for row in rows]
+    if connection.dialect.name == "mssql":
+        keys = mssql.stored(_KNOWN[: len(_KEY)], keys)
+    given = msgspec.json.encode([dict(zip(_KEY, key, strict=True)) for key in keys]).decode()
+    return connection.execute(LOOK_UP[connection.dialect.name], {"keys": given}).all()
 
 
-def _look_up(given: FromClause) -> Executable:
-    table = predictions.c
-    same = and_(*(table[name] == given.c[name] for name in _KEY))
-    columns = (*(table[name] for name in _KEY), table.run_number, table.status, table.is_anomaly)
-    return select(*columns).join_from(given, predictions, same)
+_KNOWN = tuple(predictions.c[name] for name in (*_KEY, "run_number", "status", "is_anomaly"))
+
+
+def _look_up(given: FromClause) -> Select[Any]:
+    same = and_(*(predictions.c[name] == given.c[name] for name in _KEY))
+    return select(*_KNOWN).join_from(given, predictions, same)
 
 
 def _given_sqlite() -> FromClause:
@@ -137,18 +162,21 @@ def _given_postgresql() -> FromClause:
     return rows.render_derived(name="given", with_types=True)
 
 
-def _look_up_mssql() -> Executable:
-    types = {name: predictions.c[name].type.compile(dialect=_MSSQL) for name in _KEY}
+def _look_up_mssql() -> TextualSelect:
     # Names come from the schema alone, values from the one parameter.
-    return text(
-        "SELECT p.device, p.sensor, p.window_start, p.run_number, p.status, p.is_anomaly"  # noqa: S608
-        f" FROM OPENJSON(:keys) WITH ({', '.join(f'{name} {types[name]}' for name in _KEY)})"
-        " AS given INNER JOIN predictions AS p"
+    statement = (
+        f"SELECT {', '.join(f'p.{column.name}' for column in _KNOWN)}"  # noqa: S608
+        f" FROM {mssql.given(_KNOWN[: len(_KEY)], ':keys')}"
+        " INNER JOIN predictions AS p"
         f" ON {' AND '.join(f'p.{name} = given.{name}' for name in _KEY)}"
     )
+    # As NVARCHAR: SQLAlchemy has a text that it knows nothing of sent as VARCHAR. And what comes
+    # out has its types, so that names are what they were.
+    keys = bindparam("keys", type_=mssql.JSON_TEXT)
+    return text(statement).bindparams(keys).columns(*_KNOWN)
 
 
-_LOOK_UP: dict[str, Executable] = {
+LOOK_UP: dict[str, Select[Any] | TextualSelect] = {
     "sqlite": _look_up(_given_sqlite()),
     "postgresql": _look_up(_given_postgresql()),
     "mssql": _look_up_mssql(),

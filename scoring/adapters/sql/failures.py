@@ -25,8 +25,14 @@ _TRANSIENT = frozenset(
     }
 )
 _UNIQUE = frozenset({"23505"})
+# Who is the first to write of a partition, a file, a sensor or a device has nothing to lock, so
+# that two may be; the second of them finds the other's row when it comes again. Elsewhere a lock
+# keeps two writers apart: a duplicate key there is one again however often it is tried.
+_FIRST_WRITERS = re.compile(r"\b(?:pk_)?(?:partitions|facts|sensor_counts|device_counts)\b")
 _UNUSABLE = frozenset({"53100", "25006", "58030", "XX001"})
-_MISCONFIGURED = frozenset({"28", "3D000", "IM002", "01000"})
+_MISCONFIGURED = frozenset({"28", "3D000"})
+# Of unixODBC, about a connection: the file or the name of a driver is not there.
+_NO_DRIVER = frozenset({"IM002", "IM003", "01000"})
 # SQL Server's own numbers, in brackets in its messages.
 _MSSQL_TRANSIENT = frozenset({1205, 1222, 40197, 40501, 40613, 49918, 49919, 49920, 10928, 10929})
 _MSSQL_UNIQUE = frozenset({2627, 2601})
@@ -62,9 +68,11 @@ def _by_code(error: exc.DBAPIError, text: str) -> ScoringError | None:
     if states & _TRANSIENT or numbers & _MSSQL_TRANSIENT:
         return Transient(f"the database is busy or not reachable: {text}")
     if states & _UNIQUE or numbers & _MSSQL_UNIQUE:
-        return Transient(f"another writer was first: {text}")
+        return _duplicate(text)
     if states & _UNUSABLE or numbers & _MSSQL_UNUSABLE:
         return StorageUnusable(f"the database cannot be used: {text}")
+    if states & _NO_DRIVER:
+        return Misconfigured([f"the ODBC driver that the database names is not installed: {text}"])
     if states & _MISCONFIGURED or numbers & _MSSQL_LOGIN:
         return Misconfigured([f"the database does not let us in: {text}"])
     return None
@@ -81,13 +89,19 @@ def _by_words(error: exc.DBAPIError, text: str) -> ScoringError | None:
     """Go by the words of SQLite and of a server that cannot be connected to."""
     lowered = text.lower()
     if isinstance(error, exc.IntegrityError):
-        is_unique = "unique" in lowered
-        return Transient(f"another writer was first: {text}") if is_unique else None
+        return _duplicate(text) if "unique" in lowered else None
     if any(word in lowered for word in _SQLITE_TRANSIENT):
         return Transient(f"the database is busy: {text}")
     if any(word in lowered for word in _SQLITE_UNUSABLE):
         return StorageUnusable(f"the database cannot be used: {text}")
     return _of_a_connection(error, text)
+
+
+def _duplicate(text: str) -> ScoringError:
+    """Tell of a key that stands already; every engine names the table or its constraint."""
+    if _FIRST_WRITERS.search(text):
+        return Transient(f"another writer was first: {text}")
+    return _other(text)
 
 
 def _of_a_connection(error: exc.DBAPIError, text: str) -> ScoringError | None:

@@ -11,6 +11,7 @@ from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import WINDOW, lock_claims, read_window
 from scoring.adapters.sql.ingest import parse_partition
 from scoring.adapters.sql.schema import (
+    device_counts,
     facts,
     partitions,
     predictions,
@@ -67,6 +68,7 @@ class SqlRebuildStore:
             if read_window(connection) != window:
                 connection.execute(delete(predictions))
                 connection.execute(delete(sensor_counts))
+                connection.execute(delete(device_counts))
                 _write_window(connection, window)
             connection.execute(delete(window_partials))
             yield _Transaction(connection)

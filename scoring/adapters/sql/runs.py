@@ -190,13 +190,15 @@ class SqlRunStore:
             if before.etag == etag:
                 return False
             counts.lock(connection, rows)
+            change = counts.Change()
             if before.etag is not None:
                 said = (predictions.c.run_number == run.number) & (predictions.c.part == part)
-                counts.subtract(connection, said)
+                change.subtract(connection, said)
                 connection.execute(delete(predictions).where(said))
-            counts.replace(connection, run.number, rows)
+            change.replace(connection, run.number, rows)
             bulk.upsert_predictions(connection, rows)
             connection.execute(update(run_parts).where(key).values(values))
+            change.write(connection)
         return True
 
     def progress(self) -> list[PartitionProgress]:

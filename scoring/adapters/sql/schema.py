@@ -1,7 +1,7 @@
 """The tables. Every change here needs a migration beside it; a test compares the two.
 
-Instants are epoch microseconds in the code. `Instant` is what an engine makes of them: an integer
-in SQLite, a timestamp without zone, in UTC, elsewhere.
+Instants are epoch microseconds UTC, as in the code, and a 64-bit integer on every engine: no driver
+and no session can shift them by a time zone.
 """
 
 from typing import Any
@@ -14,14 +14,12 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
-    LargeBinary,
     MetaData,
-    String,
     Table,
-    Text,
     text,
 )
 
+from scoring.adapters.sql import texts
 from scoring.readings import MAX_NAME
 
 HEAD = "0003"
@@ -36,14 +34,15 @@ metadata = MetaData(
 )
 
 Instant = BigInteger
-_NAME = String(MAX_NAME)
-_PARTITION = String(400)
+NAME = texts.name(MAX_NAME)
+# At most 256 characters of a hub, a slash, and the few digits of a partition's number.
+_PARTITION = texts.word(300)
 
 facts = Table(
     "facts",
     metadata,
-    Column("name", String(64), primary_key=True),
-    Column("value", String(400), nullable=False),
+    Column("name", texts.word(64), primary_key=True),
+    Column("value", texts.prose(400), nullable=False),
     comment="What holds for the whole store, such as its window size",
 )
 
@@ -80,7 +79,7 @@ gaps = Table(
     Column("epoch", Integer, primary_key=True, autoincrement=False),
     Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("last_sequence", BigInteger, nullable=False),
-    Column("state", String(16), nullable=False),
+    Column("state", texts.word(16), nullable=False),
     CheckConstraint("state IN ('open', 'repaired', 'lost')", name="state"),
     comment="Ranges that were never delivered, and what became of them",
 )
@@ -88,8 +87,8 @@ gaps = Table(
 window_partials = Table(
     "window_partials",
     metadata,
-    Column("device", _NAME, primary_key=True),
-    Column("sensor", _NAME, primary_key=True),
+    Column("device", NAME, primary_key=True),
+    Column("sensor", NAME, primary_key=True),
     Column("window_start", Instant, primary_key=True),
     Column("partition", _PARTITION, primary_key=True),
     Column("count", BigInteger, nullable=False),
@@ -117,10 +116,10 @@ rejects = Table(
     Column("sequence_number", BigInteger, primary_key=True, autoincrement=False),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("enqueued_time", Instant, nullable=False),
-    Column("reason", String(32), nullable=False),
-    Column("detail", String(400), nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    Column("connection_device_id", _NAME),
+    Column("reason", texts.word(32), nullable=False),
+    Column("detail", texts.prose(400), nullable=False),
+    Column("body", texts.octets(), nullable=False),
+    Column("connection_device_id", NAME),
     Column("replayed", Boolean, nullable=False),
     Index("ix_rejects_reason", "reason", "partition", "epoch", "sequence_number", "position"),
     comment="Elements of events that could not be read, with their bytes",
@@ -132,7 +131,7 @@ segments = Table(
     Column("partition", _PARTITION, primary_key=True),
     Column("epoch", Integer, primary_key=True, autoincrement=False),
     Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("blob", String(400), primary_key=True),
+    Column("blob", texts.word(400), primary_key=True),
     Column("last_sequence", BigInteger, nullable=False),
     Column("readings", BigInteger, nullable=False),
     comment="The manifest of the raw store: a blob that is not named here counts for nothing",
@@ -142,24 +141,24 @@ runs = Table(
     "runs",
     metadata,
     Column("number", Integer, primary_key=True, autoincrement=True),
-    Column("run_id", String(40), nullable=False, unique=True),
-    Column("state", String(16), nullable=False),
-    Column("trigger", String(32), nullable=False),
-    Column("fleet_version", String(64), nullable=False),
+    Column("run_id", texts.word(40), nullable=False, unique=True),
+    Column("state", texts.word(16), nullable=False),
+    Column("trigger", texts.word(32), nullable=False),
+    Column("fleet_version", texts.word(64), nullable=False),
     Column("last_start", Instant, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("ended_at", Instant),
-    Column("export", String(32), nullable=False),
-    Column("cause", String(2000), nullable=False),
+    Column("export", texts.word(32), nullable=False),
+    Column("cause", texts.prose(2000), nullable=False),
     # What the engine said when it was last asked.
-    Column("engine_status", String(200), nullable=False, server_default=""),
-    Column("link", String(1000), nullable=False, server_default=""),
+    Column("engine_status", texts.prose(200), nullable=False, server_default=""),
+    Column("link", texts.prose(1000), nullable=False, server_default=""),
     # What the run was asked for: `last_start` and these say which windows it may take.
     Column("first_start", Instant),
-    Column("devices", Text, nullable=False),
+    Column("devices", texts.long_prose(), nullable=False),
     Column("rescore", Boolean, nullable=False),
-    Column("request_key", String(255)),
-    Column("request_digest", String(64)),
+    Column("request_key", texts.word(255)),
+    Column("request_digest", texts.word(64)),
     Index("ix_runs_state", "state"),
     Index(
         "ix_runs_request_key",
@@ -178,7 +177,7 @@ run_parts = Table(
     Column("part", Integer, primary_key=True, autoincrement=False),
     Column("rows", BigInteger, nullable=False),
     # What was indexed of the prediction part; null until then.
-    Column("etag", String(128)),
+    Column("etag", texts.word(128)),
     Column("indexed_rows", BigInteger),
     Column("scored", BigInteger),
     Column("anomalies", BigInteger),
@@ -188,15 +187,15 @@ run_parts = Table(
 predictions = Table(
     "predictions",
     metadata,
-    Column("device", _NAME, primary_key=True),
-    Column("sensor", _NAME, primary_key=True),
+    Column("device", NAME, primary_key=True),
+    Column("sensor", NAME, primary_key=True),
     Column("window_start", Instant, primary_key=True),
     Column("run_number", Integer, nullable=False),
     Column("part", Integer, nullable=False),
     Column("anomaly_score", Double),
     Column("is_anomaly", Boolean),
-    Column("status", String(20), nullable=False),
-    Column("reason", String(400)),
+    Column("status", texts.word(20), nullable=False),
+    Column("reason", texts.prose(400)),
     # What a run says of each sensor, and what a part said before it is replaced.
     Index("ix_predictions_run", "run_number", "device", "sensor"),
     sqlite_with_rowid=False,
@@ -227,11 +226,30 @@ _index_anomalies("run_anomalies", *_of_run)
 sensor_counts = Table(
     "sensor_counts",
     metadata,
-    Column("device", _NAME, primary_key=True),
-    Column("sensor", _NAME, primary_key=True),
+    Column("device", NAME, primary_key=True),
+    Column("sensor", NAME, primary_key=True),
     Column("scored", BigInteger, nullable=False),
     Column("anomalies", BigInteger, nullable=False),
     Column("not_scored", BigInteger, nullable=False),
     sqlite_with_rowid=False,
     comment="Predictions counted by sensor, in the transaction that writes them",
 )
+
+device_counts = Table(
+    "device_counts",
+    metadata,
+    Column("device", NAME, primary_key=True),
+    Column("scored", BigInteger, nullable=False),
+    Column("anomalies", BigInteger, nullable=False),
+    Column("not_scored", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+    comment="The sums of a device's sensor counts, in the transaction that writes those",
+)
+Index("ix_device_counts_anomalies", device_counts.c.anomalies.desc(), device_counts.c.device)
+
+# A key of SQL Server may have 900 bytes if the table is stored in its order, and else 1,700. A name
+# has up to 512, a partition 600, a blob 800; so the key of a window's partial 1,632, a segment's
+# 1,412, a prediction's 1,032, a sensor's count 1,024. These tables are stored in no order. All
+# other keys and indexes fit, the largest of them the anomalies of a run with 1,037.
+for _table in (window_partials, segments, predictions, sensor_counts):
+    _table.primary_key.dialect_options["mssql"]["clustered"] = False

@@ -7,7 +7,17 @@ statement in one JSON parameter: one round trip, whatever their number.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, Table, case, cast, null
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Table,
+    case,
+    cast,
+    func,
+    literal_column,
+    null,
+)
 
 from scoring.adapters.sql import schema
 from scoring.adapters.sql.bulk import mssql, postgresql, sqlite
@@ -76,6 +86,14 @@ def _upsert(connection: Connection, upsert: Upsert, rows: Sequence[Row]) -> None
         _UPSERTS[connection.dialect.name](connection, upsert, rows)
 
 
+# Written out: not every statement has parameters of its own.
+_ZERO = literal_column("0.0", Double)
+_SMALL = literal_column("1e-290", Double)
+"""Of what is smaller a share may be none: the mean stays as it is."""
+_SMALL_ROOT = literal_column("1e-157", Double)
+"""Of what is smaller the square may be none: M2 would not grow by more than 1e-314 a reading."""
+
+
 def _merged(old: Any, new: Any) -> dict[str, Any]:
     """Merge two partials by Chan's formula, as `scoring.aggregates` does."""
     total = old.count + new.count
@@ -85,10 +103,13 @@ def _merged(old: Any, new: Any) -> dict[str, Any]:
     is_later = (new.last_time > old.last_time) | (
         (new.last_time == old.last_time) & (new.last > old.last)
     )
+    # To PostgreSQL a product that is too small for a float is an error, and not 0.
+    moved = case((func.abs(delta) > _SMALL, delta * share), else_=_ZERO)
+    spread = delta * delta * (old.count * share)
     return {
         "count": total,
-        "mean": old.mean + delta * share,
-        "m2": old.m2 + new.m2 + delta * delta * old.count * share,
+        "mean": old.mean + moved,
+        "m2": old.m2 + new.m2 + case((func.abs(delta) > _SMALL_ROOT, spread), else_=_ZERO),
         "min": case((new.min < old.min, new.min), else_=old.min),
         "max": case((new.max > old.max, new.max), else_=old.max),
         "last": case((is_later, new.last), else_=old.last),

@@ -1,10 +1,11 @@
 """Upserts of SQL Server: all rows in one JSON parameter, an UPDATE and then an INSERT.
 
 They are safe without lock hints where something else keeps two writers from the same keys, as
-the ledger's row lock and the lock of a run's part do.
+the ledger's row lock and the lock of a run's part do. Where nothing does, as with counts, the
+second of two first writers is refused a duplicate key, and does its work again (see `failures`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,23 +13,49 @@ from sqlalchemy import ClauseElement, Connection, Dialect
 from sqlalchemy.dialects import mssql
 
 from scoring.adapters.sql.bulk.upsert import Row, Upsert
+from scoring.adapters.sql.schema import NAME
+from scoring.adapters.sql.texts import guarded
 
 _DIALECT: Dialect = mssql.dialect()  # type: ignore[no-untyped-call]
+
+JSON_TEXT = mssql.NVARCHAR(None)
+"""The type of the one parameter."""
 
 
 def upsert(connection: Connection, what: Upsert, rows: Sequence[Row]) -> None:
     """Change the rows that stand, then insert the others."""
-    given = what.json(rows)
+    parameter = what.json(stored(_columns(what), rows))
     for statement in statements(what):
-        connection.exec_driver_sql(statement, (given,))
+        connection.exec_driver_sql(statement, (parameter,))
+
+
+def stored(columns: Sequence[Any], rows: Sequence[Row]) -> list[Row]:
+    """Give rows with their names as SQL Server stores them."""
+    names = [place for place, column in enumerate(columns) if column.type is NAME]
+    return [_with_names_stored(row, names) for row in rows]
+
+
+def given(columns: Iterable[Any], parameter: str) -> str:
+    """Give the rows of a JSON parameter as a table named ``given``.
+
+    What comes out of JSON has the database's own collation, and OPENJSON takes no other: the
+    columns get theirs before anything is compared with them.
+    """
+    kinds = {_name(column.name): _kind(column) for column in columns}
+    types = ", ".join(f"{name} {type_}" for name, (type_, _) in kinds.items())
+    chosen = ", ".join(
+        f"{name} COLLATE {collation} AS {name}" if collation else name
+        for name, (_, collation) in kinds.items()
+    )
+    # Names come from the schema alone.
+    return f"(SELECT {chosen} FROM OPENJSON({parameter}) WITH ({types})) AS given"  # noqa: S608
 
 
 @cache
 def statements(what: Upsert) -> tuple[str, str]:
     """Give the two statements; each takes the rows as its only parameter."""
-    table, given = _name(what.table.name), what.table.alias("given")
-    old, new = what.table.c, given.c
-    rows = f"OPENJSON(?) WITH ({', '.join(map(_column, _columns(what)))}) AS given"
+    table, old, new = _name(what.table.name), what.table.c, what.table.alias("given").c
+    rows = given(_columns(what), "?")
     same = " AND ".join(_text(old[name] == new[name]) for name in what.key)
     changes = ", ".join(
         f"{_name(name)} = {_text(value)}" for name, value in what.change(old, new).items()
@@ -48,8 +75,17 @@ def _columns(what: Upsert) -> list[Any]:
     return [what.table.c[name] for name in what.names]
 
 
-def _column(column: Any) -> str:
-    return f"{_name(column.name)} {column.type.compile(dialect=_DIALECT)}"
+def _with_names_stored(row: Row, names: Sequence[int]) -> Row:
+    changed = {place: guarded(row[place]) for place in names}
+    if all(row[place] is name for place, name in changed.items()):
+        return row
+    return [changed.get(place, value) for place, value in enumerate(row)]
+
+
+def _kind(column: Any) -> tuple[str, str]:
+    """Give the type of a column without its collation, and that; empty where it has none."""
+    type_, _, collation = column.type.compile(dialect=_DIALECT).partition(" COLLATE ")
+    return type_, collation
 
 
 def _name(name: str) -> str:

@@ -98,7 +98,7 @@ class IncomingQueries(Reader):
         """Give rejects in the order of partitions and sequence numbers."""
         table = rejects.c
         key = (table.partition, table.epoch, table.sequence_number, table.position)
-        body = func.substr(table.body, 1, BODY_SHOWN)
+        body = func.substring(table.body, 1, BODY_SHOWN)
         columns = (table.enqueued_time, table.reason, table.detail, body, table.replayed)
         statement = select(*key, *columns).order_by(*key).limit(limit)
         if reason is not None:

@@ -33,6 +33,6 @@ def number_of(run_id: str) -> Any:
     return select(runs.c.number).where(runs.c.run_id == run_id).scalar_subquery()
 
 
-def device_counts(device: str, sensor: str, numbers: Sequence[Any] | None) -> DeviceCounts:
+def counts_of(device: str, sensor: str, numbers: Sequence[Any] | None) -> DeviceCounts:
     """Make counts of a row's numbers; None stands for no prediction at all."""
     return DeviceCounts(device, sensor, *map(int, numbers or (0, 0, 0)))

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, func, literal, select
 
 from scoring.adapters.sql import counts, paging
-from scoring.adapters.sql.queries.reader import Reader, between, device_counts, fetch, number_of
+from scoring.adapters.sql.queries.reader import Reader, between, counts_of, fetch, number_of
 from scoring.adapters.sql.runs import read_devices
 from scoring.adapters.sql.schema import predictions, run_parts, runs, sensor_counts
 from scoring.errors import NotFound
@@ -84,7 +84,7 @@ class RunQueries(Reader):
             statement = statement.where(table.run_number == number_of(run_id))
         with self._database.read() as connection:
             rows = fetch(connection, statement)
-            return [device_counts(device, sensor, said) for device, sensor, *said in rows]
+            return [counts_of(device, sensor, said) for device, sensor, *said in rows]
 
     def anomalous_sensors(self, run_id: str, limit: int) -> list[SensorAnomalies]:
         """Give the sensors with anomalies in a run, the most anomalous first."""
@@ -119,7 +119,7 @@ class RunQueries(Reader):
             if after is not None:
                 statement = statement.where(paging.after(connection, key, after))
             rows = fetch(connection, statement)
-            return [device_counts(device, sensor, said) for device, sensor, *said in rows]
+            return [counts_of(device, sensor, said) for device, sensor, *said in rows]
 
     def count_scored(self, since: int) -> int:
         """Count the scored windows that start at or after `since`."""

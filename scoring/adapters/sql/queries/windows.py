@@ -3,13 +3,19 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, select
 
 from scoring.adapters.sql import paging
 from scoring.adapters.sql.facts import read_window
-from scoring.adapters.sql.queries.reader import Reader, between, device_counts, fetch
+from scoring.adapters.sql.queries.reader import Reader, between, counts_of, fetch
 from scoring.adapters.sql.runs import FETCH, merged
-from scoring.adapters.sql.schema import predictions, runs, sensor_counts, window_partials
+from scoring.adapters.sql.schema import (
+    device_counts,
+    predictions,
+    runs,
+    sensor_counts,
+    window_partials,
+)
 from scoring.aggregates import Partials
 from scoring.queries import DeviceCounts, ScoredWindow
 
@@ -43,21 +49,28 @@ class WindowQueries(Reader):
         """Give the devices that have windows, scored or not, in the order of their names."""
         with self._database.read() as connection:
             names = paging.values(connection, window_partials.c.device, after, limit)
-            found = _counted(connection, sensor_counts.c.device, names)
-        return [device_counts(name, "", found.get(name)) for name in names]
+            found = _counted(connection, device_counts, device_counts.c.device, names)
+        return [counts_of(name, "", found.get(name)) for name in names]
 
     def anomalous_devices(
         self, limit: int, after: tuple[int, str] | None = None
     ) -> list[DeviceCounts]:
         """Give the devices that have anomalies, the most anomalous first."""
-        device, anomalies = sensor_counts.c.device, func.sum(sensor_counts.c.anomalies)
-        statement = _count_sensors(device).having(anomalies > 0)
-        if after is not None:
-            fewer = (anomalies < after[0]) | ((anomalies == after[0]) & (device > after[1]))
-            statement = statement.having(fewer)
-        statement = statement.order_by(anomalies.desc(), device).limit(limit)
+        table = device_counts.c
+        order = (table.anomalies.desc(), table.device)
+        statement = select(device_counts).where(table.anomalies > 0).order_by(*order)
         with self._database.read() as connection:
-            return [device_counts(row[0], "", row[1:]) for row in fetch(connection, statement)]
+            if after is None:
+                found = [*fetch(connection, statement.limit(limit))]
+            else:
+                # As with anomalies, no engine compares such a key in one go: the rest of those
+                # that have as many as the last one comes by itself.
+                rest = statement.where(table.anomalies == after[0], table.device > after[1])
+                found = [*fetch(connection, rest.limit(limit))]
+                if left := limit - len(found):
+                    fewer = statement.where(table.anomalies < after[0])
+                    found += fetch(connection, fewer.limit(left))
+        return [counts_of(device, "", said) for device, *said in found]
 
     def device_sensors(
         self, device: str, limit: int, after: str | None = None
@@ -67,8 +80,8 @@ class WindowQueries(Reader):
         with self._database.read() as connection:
             names = paging.values(connection, window_partials.c.sensor, after, limit, mine)
             its = sensor_counts.c.device == device
-            found = _counted(connection, sensor_counts.c.sensor, names, its)
-        return [device_counts(device, name, found.get(name)) for name in names]
+            found = _counted(connection, sensor_counts, sensor_counts.c.sensor, names, its)
+        return [counts_of(device, name, found.get(name)) for name in names]
 
     def sensors(self) -> list[tuple[str, str]]:
         """Give every (device, sensor) that has windows, in order."""
@@ -86,15 +99,9 @@ class WindowQueries(Reader):
             yield from merged(result.partitions(FETCH))
 
 
-def _count_sensors(key: ColumnElement[str]) -> Select[Any]:
-    table = sensor_counts.c
-    sums = (func.sum(table[name]) for name in ("scored", "anomalies", "not_scored"))
-    columns: tuple[Any, ...] = (key, *sums)
-    return select(*columns).group_by(key)
-
-
 def _counted(
     connection: Connection,
+    table: Table,
     column: ColumnElement[str],
     names: list[str],
     *conditions: ColumnElement[bool],
@@ -105,7 +112,8 @@ def _counted(
     """
     if not names:
         return {}
-    known = _count_sensors(column).where(column.between(names[0], names[-1]), *conditions)
+    columns: tuple[Any, ...] = (column, table.c.scored, table.c.anomalies, table.c.not_scored)
+    known = select(*columns).where(column.between(names[0], names[-1]), *conditions)
     return {row[0]: row[1:] for row in fetch(connection, known)}
 
 

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from scoring.adapters.sql import texts
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -12,7 +14,9 @@ depends_on = None
 def upgrade() -> None:
     """Add the two columns, empty."""
     for name, length in (("engine_status", 200), ("link", 1000)):
-        op.add_column("runs", sa.Column(name, sa.String(length), nullable=False, server_default=""))
+        op.add_column(
+            "runs", sa.Column(name, texts.prose(length), nullable=False, server_default="")
+        )
 
 
 def downgrade() -> None:
