@@ -3,11 +3,11 @@
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
+from functools import partial
 from os import cpu_count
 from pathlib import Path
-from threading import Event
-from typing import TYPE_CHECKING
+from threading import Event, RLock
+from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
 
 from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
@@ -31,7 +31,7 @@ from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
 from scoring.ports import Blobs, Engine, EventLog
-from scoring.readings import FieldNames, Partition, ReadingDecoder
+from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunState, ScoringRun
 from scoring.settings import DEFAULT_WINDOW, PREFIX, Settings
 from scoring.storage import storage_errors
@@ -61,18 +61,54 @@ def nonce() -> str:
     return secrets.token_hex(3)
 
 
+T = TypeVar("T")
+
+
+class Part(Generic[T]):
+    """A part of an app, built when it is first asked for: once, however many threads ask at once.
+
+    Each part of each app has a lock of its own, so that one that hangs in being built holds up
+    only what needs it. Parts need one another in one direction: their locks are always taken in the
+    same order. What could not be built is tried again by whoever asks next.
+    """
+
+    def __init__(self, build: Callable[["App"], T]) -> None:
+        self._build = build
+        self._name = build.__name__
+        self.__doc__ = build.__doc__
+
+    @overload
+    def __get__(self, app: None, owner: type["App"]) -> Self: ...
+
+    @overload
+    def __get__(self, app: "App", owner: type["App"]) -> T: ...
+
+    def __get__(self, app: "App | None", owner: type["App"]) -> Self | T:
+        if app is None:
+            return self
+        # Once it is there it is found without asking here.
+        built = vars(app)
+        with app._locks.setdefault(self._name, RLock()):
+            if self._name in built:
+                found: T = built[self._name]
+            else:
+                found = built[self._name] = self._build(app)
+            return found
+
+
 class App:
     """The embedded system: SQLite, a folder, a process pool.
 
-    Parts are built when they are first asked for. A context manager: it stops the engine's
-    processes and closes the database.
+    Its parts are built when they are first asked for, from any thread. A context manager: it stops
+    the engine's processes and closes the database.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = settings.data
+        self._locks: dict[str, RLock] = {}
 
-    @cached_property
+    @Part
     def database(self) -> Database:
         """The database, brought to the newest schema."""
         if url := self.settings.database:
@@ -88,12 +124,12 @@ class App:
             raise
         return database
 
-    @cached_property
+    @Part
     def window(self) -> int:
         """Size of the store's windows, microseconds."""
         return settle_window(self.database, self.settings.window, DEFAULT_WINDOW)
 
-    @cached_property
+    @Part
     def blobs(self) -> Blobs:
         """Raw segments, runs, predictions and fleets."""
         if not self.settings.storage:
@@ -102,7 +138,7 @@ class App:
 
         return AzureBlobs.connect(self.settings.storage, self.settings.container)
 
-    @cached_property
+    @Part
     def hub(self) -> "EventHub":
         """The event hub; raises `Misconfigured` where the settings name none."""
         from scoring.adapters.event_hub.connection import EventHub  # noqa: PLC0415 - heavy
@@ -114,7 +150,7 @@ class App:
             namespace=settings.event_hub_namespace,
         )
 
-    @cached_property
+    @Part
     def event_log(self) -> EventLog:
         """What the hub retains, the embedded one where the settings name no other."""
         if not self.settings.event_hub:
@@ -130,18 +166,21 @@ class App:
         settings = self.settings
         checkpoints = None
         if settings.storage:
+            from scoring.adapters.azure_blobs import spelled_out  # noqa: PLC0415 - heavy
+
             # The container is made by the blobs' adapter.
             _ = self.blobs
-            checkpoints = consumer.blob_checkpoints(settings.storage, settings.container)
+            account = spelled_out(settings.storage)
+            checkpoints = consumer.blob_checkpoints(account, settings.container)
         consumer.EventHubConsumer(
             hub=self.hub,
-            ingest=self.ingest(),
+            ingest=self.ingest_events,
             position=partial(consumer.high_water_mark, self.ingest_store),
             group=settings.event_hub_consumer_group,
             checkpoints=checkpoints,
         )(stop)
 
-    @cached_property
+    @Part
     def workspace(self) -> "Workspace":
         """The Azure ML workspace; raises `Misconfigured` where the settings name none."""
         from scoring.adapters.azure_ml.workspace import Workspace  # noqa: PLC0415 - heavy
@@ -151,7 +190,7 @@ class App:
             raise Misconfigured([f"{PREFIX}{name.upper()} is missing" for name in missing])
         return Workspace(self.settings.azure_ml_workspace)
 
-    @cached_property
+    @Part
     def engine(self) -> Engine:
         """What scores: Azure ML, or the process pool."""
         settings = self.settings
@@ -226,17 +265,17 @@ class App:
         """Worker processes of scoring and training."""
         return self.settings.processes or cpu_count() or 1
 
-    @cached_property
+    @Part
     def shelf(self) -> FleetShelf:
         """The published fleets."""
         return FleetShelf(self.blobs, self.folder / "work" / "fleets")
 
-    @cached_property
+    @Part
     def queries(self) -> SqlQueries:
         """Reads for people."""
         return SqlQueries(self.database)
 
-    @cached_property
+    @Part
     def ingest_store(self) -> SqlIngestStore:
         """The ledger, the window partials and the rejects."""
         return SqlIngestStore(self.database)
@@ -252,6 +291,10 @@ class App:
             allowed_lateness=settings.allowed_lateness,
             raw_segments=settings.raw_segments,
         )
+
+    def ingest_events(self, batch: EventBatch) -> IngestOutcome:
+        """Apply an event batch."""
+        return self.ingest()(batch)
 
     def ingest_file(
         self,
@@ -281,22 +324,22 @@ class App:
             store.end_partition(Partition(source.hub, partition))
         return outcome
 
-    @cached_property
+    @Part
     def train(self) -> TrainFleet:
         """The training handler."""
         return TrainFleet(self.queries, self.shelf, self.processes)
 
-    @cached_property
+    @Part
     def import_models(self) -> ImportModels:
         """The import handler."""
         return ImportModels(self.shelf)
 
-    @cached_property
+    @Part
     def check_fleet(self) -> CheckFleet:
         """The fleet check handler."""
         return CheckFleet(self.queries, self.shelf)
 
-    @cached_property
+    @Part
     def submit(self) -> SubmitRun:
         """The submit handler."""
         return SubmitRun(
@@ -309,9 +352,13 @@ class App:
             part_rows=self.settings.part_rows,
         )
 
-    @cached_property
+    @Part
     def watch(self) -> WatchRuns:
         """The watch handler."""
+        return self.watcher()
+
+    def watcher(self) -> WatchRuns:
+        """Build the watch handler."""
         store = self.submit.store
         return WatchRuns(
             store, self.blobs, self.engine, self.submit, IndexPredictions(store, self.blobs)
@@ -350,17 +397,17 @@ class App:
                 self.engine.wait(run.run_id, timeout=POLL)
         return run
 
-    @cached_property
+    @Part
     def repair_gaps(self) -> RepairGaps:
         """The repair handler."""
         return RepairGaps(self.ingest_store, self.event_log, self.ingest())
 
-    @cached_property
+    @Part
     def replay_rejects(self) -> ReplayRejects:
         """The replay handler."""
         return ReplayRejects(self.ingest_store, self.ingest())
 
-    @cached_property
+    @Part
     def rebuild_windows(self) -> RebuildWindows:
         """The rebuild handler."""
         return RebuildWindows(SqlRebuildStore(self.database), self.blobs)

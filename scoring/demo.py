@@ -9,8 +9,8 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from scoring import instants
 from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
+from scoring.addresses import endpoint_host
 from scoring.bootstrap import App, nonce
 from scoring.errors import Conflict, EngineFailed, NotFound
 from scoring.fleet import FleetReport, Refused, Training, Untrained
@@ -36,7 +37,7 @@ from scoring.simulation import (
 from scoring.storage import storage_errors
 
 if TYPE_CHECKING:
-    from scoring.adapters.event_hub.sender import SendOutcome
+    from scoring.adapters.event_hub.sender import EventHubSender, SendOutcome
 
 
 HUB = "demo"
@@ -421,18 +422,46 @@ def write_simulation(simulation: SimulationSettings, folder: Path, progress: Pro
     return events
 
 
-def send_simulation(app: App, simulation: SimulationSettings, progress: Progress) -> "SendOutcome":
-    """Send a simulation to the event hub; what was sent before a kill is not sent again."""
+def send_simulation(
+    app: App, simulation: SimulationSettings, progress: Progress, *, restart: bool = False
+) -> "SendOutcome":
+    """Send a simulation to the event hub; what was sent before a kill is not sent again.
+
+    Parameters
+    ----------
+    restart
+        Forget what was sent before.
+
+    Raises
+    ------
+    Conflict
+        What was sent before is another simulation, or went to another hub.
+    """
     from scoring.adapters.event_hub.sender import EventHubSender, SendProgress  # noqa: PLC0415
 
-    # Within a span events go device by device: a minute stays below the allowed lateness.
-    spans = replace(simulation, slice_length=timedelta(minutes=1))
-    plan = {name: str(value) for name, value in asdict(simulation).items()}
-    app.folder.mkdir(parents=True, exist_ok=True)
+    noted = app.folder / "sent.json"
+    with storage_errors(noted):
+        app.folder.mkdir(parents=True, exist_ok=True)
+        if restart:
+            noted.unlink(missing_ok=True)
     total = simulation.devices * simulation.sensors * (simulation.duration / simulation.interval)
     with EventHubSender(app.hub) as sender:
+        plan = {name: str(value) for name, value in asdict(simulation).items()}
+        plan |= _destination(app, sender)
         return sender.send(
-            (list(zip(c.device.tolist(), c.bodies, strict=True)) for c in simulate(spans)),
-            SendProgress(app.folder / "sent.json", plan),
+            (zip(c.device.tolist(), c.bodies, strict=True) for c in simulate(simulation)),
+            SendProgress(noted, plan),
             lambda sent: progress("send", sent, total),
         )
+
+
+def _destination(app: App, sender: "EventHubSender") -> dict[str, str]:
+    """Say which hub it is; one that was made anew is another one."""
+    settings, facts = app.settings, sender.facts
+    endpoint = settings.event_hub_namespace or endpoint_host(settings.event_hub_connection)
+    return {
+        "event hub": settings.event_hub,
+        "endpoint": endpoint,
+        "created": facts.created_at,
+        "hub's partitions": " ".join(facts.partitions),
+    }

@@ -1,18 +1,19 @@
-"""The system under the Functions host: one method a trigger, one log line an invocation."""
+"""The system of a process that serves, as under the Functions host: a log line an invocation."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import cache, cached_property
-from threading import Lock, RLock
+from functools import cache
+from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
 from scoring import instants
 from scoring.adapters.environment import environment
 from scoring.adapters.telemetry import Telemetry, show_facts, telemetry
-from scoring.bootstrap import App, nonce, now
+from scoring.bootstrap import App, nonce, now, settings_from_environment
 from scoring.errors import (
     BadInput,
     Conflict,
@@ -27,7 +28,7 @@ from scoring.handlers.ingest import IngestOutcome
 from scoring.handlers.watch import WatchRuns
 from scoring.readings import EventBatch
 from scoring.runs import ScoringRun
-from scoring.settings import APPLICATION_INSIGHTS, Settings, host_variables
+from scoring.settings import APPLICATION_INSIGHTS, PREFIX, Settings, host_variables
 
 PENDING_COUNTED = 1_000_000
 """Pending windows that are counted at a look: 0.2 s on a server, however many there are."""
@@ -48,21 +49,11 @@ def _is_refused(error: Exception) -> bool:
 
 
 class HostedApp(App):
-    """The system under the Functions host: one method a trigger, one log line an invocation.
-
-    Triggers and requests come in many threads at once: each part is built once all the same. A
-    part that could not be built is tried again by the next one.
-    """
+    """The system of a process that serves: one method a trigger, one log line an invocation."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry | None = None) -> None:
-        self._building = RLock()
         super().__init__(settings)
         self.telemetry = telemetry or Telemetry()
-
-    def __getattribute__(self, name: str) -> Any:
-        """Give a part, or wait for whoever is building one: `cached_property` has no lock."""
-        with object.__getattribute__(self, "_building"):
-            return super().__getattribute__(name)
 
     def ingest_events(self, batch: EventBatch) -> IngestOutcome:
         """Apply an event batch."""
@@ -74,17 +65,20 @@ class HostedApp(App):
             "last_sequence": int(numbers.max()),
         }
         with self._invocation("ingest.batch", **facts) as said:
-            outcome = self.ingest()(batch)
+            outcome = super().ingest_events(batch)
             said.update(_facts(outcome))
         lag = instants.of(now()) - int(batch.enqueued_times.max())
         self.telemetry.lag(lag / instants.SECOND, facts)
         return outcome
 
     def repair(self, *, past_due: bool = False) -> IngestOutcome:
-        """Repair the gaps."""
+        """Repair the gaps; where one fails, what became of the others is said all the same."""
+        done: list[IngestOutcome] = []
         with self._invocation("repair.gaps", past_due=past_due) as said:
-            outcome = self.repair_gaps()
-            said.update(_facts(outcome))
+            try:
+                self.repair_gaps(done.append)
+            finally:
+                said.update(_facts(outcome := sum(done, IngestOutcome())))
         return outcome
 
     def submit_pending(self, *, past_due: bool = False) -> ScoringRun | None:
@@ -119,10 +113,9 @@ class HostedApp(App):
             self.telemetry.backlog(lambda: self.queries.backlog(PENDING_COUNTED))
         return runs
 
-    @cached_property
-    def watch(self) -> WatchRuns:
-        """The watch handler; what it indexes is noted as what blob triggers bring."""
-        return replace(super().watch, index=self._index, ended=self._run_ended)
+    def watcher(self) -> WatchRuns:
+        """Build the watch handler; what it indexes is noted as what blob triggers bring."""
+        return replace(super().watcher(), index=self._index, ended=self._run_ended)
 
     def _run_ended(self, run_id: str) -> None:
         self.telemetry.ended(run_id, self.queries.run)
@@ -177,13 +170,26 @@ def _facts(outcome: IngestOutcome) -> dict[str, Any]:
     return values | {"rejects": {str(reason): n for reason, n in outcome.rejects.items()}}
 
 
+def open_hosted(data: Path | None = None) -> HostedApp:
+    """Build an app from the environment, for another data folder if given: without a host."""
+    own = {} if data is None else {f"{PREFIX}DATA": str(data)}
+    return HostedApp(settings_from_environment(**own), _telemetry(environment()))
+
+
+def _telemetry(variables: Mapping[str, str]) -> Telemetry:
+    try:
+        return telemetry(variables.get(APPLICATION_INSIGHTS, ""))
+    except ValueError:
+        # Its words may quote the variable, which holds a secret.
+        raise Misconfigured([f"{APPLICATION_INSIGHTS}: no connection string"]) from None
+
+
 @cache
 def _hosted_app() -> HostedApp:
     variables = environment()
     # The host hands on the text of log records only.
     show_facts(logging.getLogger())
-    settings = Settings.load(host_variables(variables))
-    return HostedApp(settings, telemetry(variables.get(APPLICATION_INSIGHTS, "")))
+    return HostedApp(Settings.load(host_variables(variables)), _telemetry(variables))
 
 
 def hosted_app() -> HostedApp:

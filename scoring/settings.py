@@ -1,13 +1,13 @@
 """All settings, from one mapping, checked at once."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from scoring import instants
+from scoring import addresses, instants
 from scoring.errors import Misconfigured
 from scoring.readings import FieldNames
 
@@ -15,6 +15,9 @@ PREFIX = "SCORING_"
 TESTS = "SCORING_TEST_"
 """Variables that are for the tests: what they may be run against."""
 
+_HUB, _CONNECTION, _NAMESPACE, _REPAIR_GROUP = (
+    f"{PREFIX}EVENT_HUB{ending}" for ending in ("", "_CONNECTION", "_NAMESPACE", "_REPAIR_GROUP")
+)
 
 _UNITS = {"ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _LONGEST = 366 * _UNITS["d"]
@@ -61,11 +64,16 @@ def _one_of(*known: str) -> Callable[[str], str]:
     return read
 
 
-def _number(least: int) -> Callable[[str], int]:
+def _number(least: int, most: int = 1_000_000_000) -> Callable[[str], int]:
     def read(text: str) -> int:
+        if not re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text, re.ASCII):
+            message = f"{text[:40]!r} is not a whole number"
+            raise ValueError(message)
         value = int(text)
-        if value < least:
-            message = f"{value} is less than {least}"
+        if not least <= value <= most:
+            message = (
+                f"{value} is less than {least}" if value < least else f"{value} is over {most}"
+            )
             raise ValueError(message)
         return value
 
@@ -95,24 +103,34 @@ class Settings:
         Path, "scoring-data", "folder of the database, blobs and work files"
     )
     database: str = _setting(
-        str,
+        addresses.database,
         "",
         "URL of PostgreSQL or ODBC connection string of SQL Server; empty is SQLite in data",
     )
     storage: str = _setting(
-        str, "", "connection string or URL of a storage account; empty is a folder in data"
+        addresses.storage,
+        "",
+        "connection string or `https://` URL of a storage account; empty is a folder in data",
     )
-    container: str = _setting(str, "scoring", "container of the storage account")
-    event_hub: str = _setting(str, "", "name of the event hub; empty is none")
+    container: str = _setting(addresses.container, "scoring", "container of the storage account")
+    event_hub: str = _setting(addresses.event_hub, "", "name of the event hub; empty is none")
     event_hub_connection: str = _setting(
-        str, "", "connection string of the event hub's namespace; or else:"
+        addresses.event_hub_connection,
+        "",
+        "connection string of the event hub's namespace; or else:",
     )
     event_hub_namespace: str = _setting(
-        str, "", "its host, such as fleet.servicebus.windows.net, for a managed identity"
+        addresses.namespace,
+        "",
+        "its host, such as fleet.servicebus.windows.net, for a managed identity",
     )
-    event_hub_consumer_group: str = _setting(str, "$Default", "consumer group of `consume`")
+    event_hub_consumer_group: str = _setting(
+        addresses.consumer_group, "$Default", "consumer group of `consume`"
+    )
     event_hub_repair_group: str = _setting(
-        str, "repair", "consumer group of `repair-gaps`: one of its own, no other reader gets in"
+        addresses.consumer_group,
+        "repair",
+        "consumer group of `repair-gaps`: one of its own, no other reader gets in",
     )
     window: int | None = _setting(
         _optional_duration, "", "size of the tumbling windows; a new store takes 5min"
@@ -135,13 +153,17 @@ class Settings:
         _one_of("local", "azure-ml"), "local", "what scores: `local` processes, or `azure-ml`"
     )
     azure_ml_workspace: str = _setting(
-        str, "", "ARM id of the Azure ML workspace: /subscriptions/.../workspaces/..."
+        addresses.workspace,
+        "",
+        "ARM id of the Azure ML workspace: /subscriptions/.../workspaces/...",
     )
     azure_ml_deadline: int = _setting(
         duration, "6h", "how long an Azure ML job may take, waiting for nodes included"
     )
     part_rows: int = _setting(_number(1), "20000", "windows an input part holds, about")
-    processes: int = _setting(_number(0), "0", "worker processes; 0 takes one a core")
+    processes: int = _setting(
+        _number(0, 1024), "0", "worker processes; 0 takes one a core, and 1024 is the most"
+    )
     mini_batch_size: int = _setting(_number(1), "1", "input parts a mini-batch")
     max_retries: int = _setting(_number(0), "2", "further attempts of a failed mini-batch")
     mini_batch_timeout: int = _setting(duration, "10min", "how long one attempt may take")
@@ -162,7 +184,7 @@ class Settings:
             Naming every setting that is wrong or unknown.
         """
         given = {key: text for key, text in mapping.items() if key.startswith(PREFIX)}
-        problems, values = [], {}
+        problems, values, wrong = [], {}, set()
         for one in fields(cls):
             key = PREFIX + one.name.upper()
             if (text := given.pop(key, None)) is None:
@@ -171,6 +193,7 @@ class Settings:
                 values[one.name] = one.metadata["read"](text)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
+                wrong.add(key)
         unknown = (key for key in sorted(given) if not key.startswith(TESTS))
         problems += [f"{key} is not a setting" for key in unknown]
         settings = cls(**values)
@@ -180,20 +203,145 @@ class Settings:
             for key, name in names.items()
             if list(names.values()).count(name) > 1
         ]
+        problems += settings._contradictions(wrong)
         if settings.engine == "azure-ml":
             problems += [
                 f"{PREFIX}{name.upper()} is missing: the engine azure-ml needs it"
                 for name in ("azure_ml_workspace", "storage")
-                if not getattr(settings, name)
+                if not getattr(settings, name) and PREFIX + name.upper() not in wrong
             ]
         if problems:
             raise Misconfigured(problems)
         return settings
 
+    def _contradictions(self, wrong: Set[str]) -> list[str]:
+        """Tell what of the event hub does not go together, of what is not wrong by itself."""
+        hub, connection = self.event_hub, self.event_hub_connection
+        problems = []
+        if connection and self.event_hub_namespace:
+            problems.append(f"{_CONNECTION} and {_NAMESPACE}: only one of them can be the way")
+        if (
+            hub
+            and not connection
+            and not self.event_hub_namespace
+            and not wrong & {_CONNECTION, _NAMESPACE}
+        ):
+            problems.append(f"{_CONNECTION} or {_NAMESPACE} is missing: {_HUB} needs one of them")
+        if hub and addresses.entity_path(connection) not in {"", hub}:
+            problems.append(f"{_CONNECTION}: its EntityPath is another hub than {_HUB}")
+        return problems
+
     @property
     def field_names(self) -> FieldNames:
         """What the fields of a reading are called in the body."""
         return FieldNames(self.field_device, self.field_sensor, self.field_ts, self.field_value)
+
+
+@dataclass(frozen=True, slots=True)
+class HostVariable:
+    """A variable of the Functions host that the triggers or their connections need.
+
+    Attributes
+    ----------
+    default
+        None where the host knows none, and so it has to be set.
+    """
+
+    name: str
+    default: str | None
+    doc: str
+    read: Callable[[str], str] = str
+
+
+APPLICATION_INSIGHTS = "APPLICATIONINSIGHTS_CONNECTION_STRING"
+"""Where telemetry goes; empty is nowhere. The host's own variable, which holds a secret."""
+
+_SHARED = {"EVENT_HUB_NAME": _HUB, "EVENT_HUB": _CONNECTION}
+"""What the host and the system both need to know, and is said once."""
+
+_IDENTITY = "EVENT_HUB__fullyQualifiedNamespace"
+_FIELD = r"[0-9A-Za-z*?,/-]+"
+_SCHEDULE = re.compile(rf"\s*{_FIELD}(\s+{_FIELD}){{4,5}}\s*|(\d+\.)?\d{{1,2}}:\d{{2}}:\d{{2}}")
+
+
+def _schedule(text: str) -> str:
+    if _SCHEDULE.fullmatch(text):
+        return text
+    message = "is not a schedule of six fields such as 0 */5 * * * *"
+    raise ValueError(message)
+
+
+def _host_storage(text: str) -> str:
+    if "usedevelopmentstorage" in (addresses.pairs(text) or {}):
+        return text
+    if "://" in text.partition("=")[0]:
+        message = "is a URL: an identity's goes into STORAGE__blobServiceUri"
+        raise ValueError(message)
+    return addresses.storage_connection(text)
+
+
+def _insights(text: str) -> str:
+    # The exporter would say so only when the first trigger fires.
+    if not text or re.search(r"InstrumentationKey=[0-9a-f]{8}(-[0-9a-f]{4}){3}-", text, re.I):
+        return text
+    message = "it has no InstrumentationKey"
+    raise ValueError(message)
+
+
+HOST = (
+    HostVariable(
+        "EVENT_HUB",
+        None,
+        "connection string of the namespace that the trigger reads; by an identity"
+        f" `{_IDENTITY}` instead",
+        addresses.event_hub_connection,
+    ),
+    HostVariable(
+        "EVENT_HUB_NAME",
+        None,
+        f"the event hub; `{_HUB}` may say the same, and no other",
+        addresses.event_hub,
+    ),
+    HostVariable(
+        "EVENT_HUB_CONSUMER_GROUP",
+        None,
+        "consumer group of `ingest_readings`; another than `SCORING_EVENT_HUB_REPAIR_GROUP`",
+        addresses.consumer_group,
+    ),
+    HostVariable(
+        "STORAGE",
+        None,
+        "connection string of the account whose predictions `index_predictions` waits for; by an"
+        " identity `STORAGE__blobServiceUri` and `STORAGE__queueServiceUri` instead",
+        _host_storage,
+    ),
+    HostVariable("SCORING_CONTAINER", None, "container of these predictions: the triggers name it"),
+    HostVariable(
+        "BLOB_TRIGGER_SOURCE",
+        "EventGrid",
+        "how it hears of them: `EventGrid`, or `LogsAndContainerScan` where there is none",
+        _one_of("EventGrid", "LogsAndContainerScan"),
+    ),
+    HostVariable("REPAIR_SCHEDULE", None, "when `repair_gaps` runs, six fields", _schedule),
+    HostVariable("SUBMIT_SCHEDULE", None, "when `submit_scoring_run` runs", _schedule),
+    HostVariable("WATCH_SCHEDULE", None, "when `watch_runs` runs", _schedule),
+    HostVariable(
+        "API_AUTH_LEVEL",
+        "function",
+        "what the API asks for: `function` or `admin` key, or nothing with `anonymous`",
+        _one_of("function", "anonymous", "admin"),
+    ),
+    HostVariable(
+        APPLICATION_INSIGHTS, "", "where traces and metrics go; empty is nowhere", _insights
+    ),
+)
+"""Every variable of a function app that is not one of `Settings`, and what it is."""
+
+_SITE = "WEBSITE_SITE_NAME"
+"""Names the app, on every plan in Azure; ``WEBSITE_INSTANCE_ID`` is not set on Flex Consumption."""
+
+_CORE_TOOLS = "FUNCTIONS_CORETOOLS_ENVIRONMENT"
+"""Set by Core Tools: an app on a laptop, even where its settings were fetched from Azure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,74 +371,89 @@ class HostSettings:
         Misconfigured
             Naming every setting that is missing or wrong, of both kinds.
         """
-        host = cls(
-            hub=mapping.get("EVENT_HUB_NAME", ""),
-            blob_source=mapping.get("BLOB_TRIGGER_SOURCE", _BLOB_SOURCES[0]),
-            auth_level=mapping.get("API_AUTH_LEVEL", _AUTH_LEVELS[0]),
-        )
-        problems = _missing(mapping)
-        problems += _none_of("BLOB_TRIGGER_SOURCE", host.blob_source, _BLOB_SOURCES)
-        problems += _none_of("API_AUTH_LEVEL", host.auth_level, _AUTH_LEVELS)
-        problems += _no_insights(mapping.get(APPLICATION_INSIGHTS, ""))
+        problems = [problem for one in HOST for problem in _wrong(one, mapping)]
         try:
-            settings = Settings.load(host_variables(mapping))
+            Settings.load(host_variables(mapping))
         except Misconfigured as error:
-            raise Misconfigured(problems + error.problems) from None
-        if mapping.get("EVENT_HUB_CONSUMER_GROUP") == settings.event_hub_repair_group:
-            problems.append("SCORING_EVENT_HUB_REPAIR_GROUP: the trigger reads by this group")
+            problems += [_by_its_name(problem, mapping) for problem in error.problems]
+        problems += _contradictions_of_both(mapping) + _ephemeral(mapping)
         if problems:
-            raise Misconfigured(problems)
-        return host
-
-
-APPLICATION_INSIGHTS = "APPLICATIONINSIGHTS_CONNECTION_STRING"
-"""Where telemetry goes; empty is nowhere. The host's own variable, which holds a secret."""
-
-_BLOB_SOURCES = ("EventGrid", "LogsAndContainerScan")
-_AUTH_LEVELS = ("function", "anonymous", "admin")
-
-_IN_TRIGGERS = (
-    "EVENT_HUB_NAME",
-    "EVENT_HUB_CONSUMER_GROUP",
-    "REPAIR_SCHEDULE",
-    "SUBMIT_SCHEDULE",
-    "WATCH_SCHEDULE",
-    "SCORING_CONTAINER",
-)
-"""What triggers name as ``%...%``; the host puts in what these say, and knows no default."""
-
-_CONNECTIONS = ("EVENT_HUB", "STORAGE")
-"""Connections of triggers: each one variable, or some of names that go on with ``__``."""
-
-_SHARED = {
-    "EVENT_HUB_NAME": "SCORING_EVENT_HUB",
-    "EVENT_HUB": "SCORING_EVENT_HUB_CONNECTION",
-    "EVENT_HUB__fullyQualifiedNamespace": "SCORING_EVENT_HUB_NAMESPACE",
-}
-"""What the host and the system both need to know, and is said once."""
+            # What host and system share is wrong for both.
+            raise Misconfigured(list(dict.fromkeys(problems)))
+        given = {one.name: mapping.get(one.name, one.default or "") for one in HOST}
+        return cls(given["EVENT_HUB_NAME"], given["BLOB_TRIGGER_SOURCE"], given["API_AUTH_LEVEL"])
 
 
 def host_variables(mapping: Mapping[str, str]) -> dict[str, str]:
     """Give the variables of a function app with the system's names for what its host has."""
-    shared = {ours: mapping[host] for host, ours in _SHARED.items() if mapping.get(host)}
-    return shared | dict(mapping)
+    return dict(mapping) | {ours: mapping[host] for ours, host in _taken(mapping).items()}
 
 
-def _missing(mapping: Mapping[str, str]) -> list[str]:
-    given = {name.partition("__")[0] for name, text in mapping.items() if text}
-    problems = [f"{name} is missing" for name in _IN_TRIGGERS if not mapping.get(name)]
-    return problems + [f"{name} is missing" for name in _CONNECTIONS if name not in given]
+def _taken(mapping: Mapping[str, str]) -> dict[str, str]:
+    """Tell which of the system's variables come from the host's: what is not set, or empty."""
+    taken = {
+        ours: host for host, ours in _SHARED.items() if mapping.get(host) and not mapping.get(ours)
+    }
+    if mapping.get(_CONNECTION) or mapping.get(_NAMESPACE):
+        taken.pop(_CONNECTION, None)
+    elif mapping.get(_IDENTITY):
+        taken[_NAMESPACE] = _IDENTITY
+    return taken
 
 
-def _none_of(name: str, text: str, known: tuple[str, ...]) -> list[str]:
-    return [] if text in known else [f"{name}: {text!r} is none of {', '.join(known)}"]
+def _by_its_name(problem: str, mapping: Mapping[str, str]) -> str:
+    """Name variables as they were given: by the host's names, if that is where they are from."""
+    taken = _taken(mapping)
+    return re.sub(rf"{PREFIX}\w+", lambda match: taken.get(match[0], match[0]), problem)
 
 
-def _no_insights(text: str) -> list[str]:
-    # The exporter would say so only when the first trigger fires.
-    if not text or re.search(r"InstrumentationKey=[0-9a-f]{8}(-[0-9a-f]{4}){3}-", text, re.I):
+def _wrong(one: HostVariable, mapping: Mapping[str, str]) -> list[str]:
+    text = mapping.get(one.name)
+    if not text and one.default is None:
+        # A connection is one variable, or some of names that go on.
+        is_connection = one.name in {"EVENT_HUB", "STORAGE"}
+        by_parts = any(n.startswith(f"{one.name}__") and t for n, t in mapping.items())
+        return [] if is_connection and by_parts else [f"{one.name} is missing"]
+    try:
+        one.read(one.default or "" if text is None else text)
+    except ValueError as error:
+        return [f"{one.name}: {error}"]
+    return []
+
+
+def _contradictions_of_both(mapping: Mapping[str, str]) -> list[str]:
+    """Tell where the host and the system would read different hubs, or get into each other's way.
+
+    Gaps of the one hub would be looked for in the other, and never be found.
+    """
+    ours, problems = host_variables(mapping), []
+    name, way = mapping.get("EVENT_HUB_NAME", ""), mapping.get("EVENT_HUB", "")
+    if name and ours[_HUB] != name:
+        problems.append(f"{_HUB} and EVENT_HUB_NAME: two hubs, where one is needed")
+    if name and addresses.entity_path(way) not in {"", name}:
+        problems.append("EVENT_HUB: its EntityPath is another hub than EVENT_HUB_NAME")
+    theirs = addresses.endpoint_host(way) or mapping.get(_IDENTITY, "").lower()
+    for key in (_CONNECTION, _NAMESPACE):
+        text = ours.get(key, "")
+        host = text.lower() if key == _NAMESPACE else addresses.endpoint_host(text)
+        if host and theirs and host != theirs:
+            problems.append(f"{key} and {'EVENT_HUB' if way else _IDENTITY}: two namespaces")
+    groups = ours.get("EVENT_HUB_CONSUMER_GROUP", ""), ours.get(_REPAIR_GROUP, "repair")
+    if groups[0].lower() == groups[1].lower():
+        problems.append(f"{_REPAIR_GROUP}: the trigger reads by this group")
+    return problems
+
+
+def _ephemeral(mapping: Mapping[str, str]) -> list[str]:
+    """Name what has to be set in Azure, where each instance has a disk of its own for a while."""
+    if not mapping.get(_SITE) or mapping.get(_CORE_TOOLS):
         return []
-    return [f"{APPLICATION_INSIGHTS}: it has no InstrumentationKey"]
+    return [
+        f"{PREFIX}{name} is missing: in Azure {kept} would be on one instance's own disk,"
+        " and go with it"
+        for name, kept in (("DATABASE", "a SQLite file"), ("STORAGE", "a folder"))
+        if not mapping.get(PREFIX + name)
+    ]
 
 
 DEFAULT_WINDOW = 5 * 60 * instants.SECOND

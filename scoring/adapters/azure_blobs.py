@@ -43,6 +43,23 @@ _CHUNK = 4 * 1024 * 1024
 _CHUNKS = 4
 """Chunks of one blob on their way at a time."""
 
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a connection: in Azure's network it is there in milliseconds, or not at all.
+
+The SDK's own is 20 s.
+"""
+
+READ_TIMEOUT = 15.0
+"""Seconds of an attempt without any byte of an answer, which takes milliseconds, seldom seconds.
+
+The SDK's own is 60 s. But a segment is written while its partition's row is locked: an operation
+that never gets an answer must end, and let others try.
+"""
+
+RETRIES = 3
+"""Attempts after the first one: with their pauses, 2, 4 and 8 s, a second more or less each, an
+operation without answer gives up after some 75 s."""
+
 _CONDITION_FAILED = 412
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _DENIED = frozenset({401, 403})
@@ -51,9 +68,10 @@ _DENIED = frozenset({401, 403})
 class AzureBlobs:
     """Implements `ports.Blobs` on one container, which is made if it is not there.
 
-    The SDK retries what is transient by itself, for some 15 s, before it gives up. It asks for the
-    second and further chunks of a blob by the first one's ETag: what is read is of one moment, or
-    else `Transient`, if the blob was written meanwhile.
+    The SDK retries what is transient by itself, before it gives up as `Transient`: after some 15 s
+    where the account refuses, 35 s where it cannot be reached, and 75 s where it takes a request
+    and never answers. It asks for the second and further chunks of a blob by the first one's ETag:
+    what is read is of one moment, or else `Transient`, if the blob was written meanwhile.
     """
 
     def __init__(self, container: ContainerClient) -> None:
@@ -87,8 +105,8 @@ class AzureBlobs:
             credential = DefaultAzureCredential()
             client = ContainerClient(account, container, credential=credential, **_options())
             return cls(client)
-        text = _AZURITE if account == DEVELOPMENT else account
         try:
+            text = spelled_out(account)
             client = ContainerClient.from_connection_string(text, container, **_options())
         except ValueError as error:
             problem = "the storage account is neither a URL nor a connection string"
@@ -174,11 +192,17 @@ class AzureBlobs:
         raise Conflict(message) from error
 
 
+def spelled_out(account: str) -> str:
+    """Give an account as each of the SDKs takes it: they do not know Azurite's short name."""
+    return _AZURITE if account == DEVELOPMENT else account
+
+
 def _options() -> dict[str, Any]:
     # The SDK's own first pause is 15 s, which is longer than a function should hold a lock.
-    retries = ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=3)
+    retries = ExponentialRetry(0, 2, retry_total=RETRIES, random_jitter_range=1)
     sizes = {"max_single_get_size": _CHUNK, "max_chunk_get_size": _CHUNK}
-    return {"retry_policy": retries, **sizes}
+    timeouts = {"connection_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT}
+    return {"retry_policy": retries, **sizes, **timeouts}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Nothing here loads an SDK before somebody asks for telemetry: without it, it cos
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from time import time_ns
 from typing import TYPE_CHECKING, Any
@@ -267,3 +268,22 @@ def show_facts(logger: logging.Logger) -> None:
     for handler in logger.handlers:
         if not isinstance(handler.formatter, FactsFormatter):
             handler.setFormatter(FactsFormatter(handler.formatter))
+
+
+@contextmanager
+def facts_on_stderr() -> Iterator[None]:
+    """Write our log lines with their facts to standard error, as long as the block lasts.
+
+    For commands, which have no host that does. Of others' loggers only warnings are written.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(FactsFormatter())
+    root, ours = logging.getLogger(), logging.getLogger(_NAME)
+    level = ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        root.removeHandler(handler)

@@ -19,6 +19,9 @@ def _text(instant: object) -> object:
 OPEN_GAPS = 100
 """Open gaps that a partition shows."""
 
+PARTS = 1000
+"""Parts that a run shows."""
+
 When = Annotated[str, BeforeValidator(_text), Field(json_schema_extra={"format": "date-time"})]
 Row = TypeVar("Row")
 
@@ -112,7 +115,8 @@ class SensorAnomalies(Answer):
 class RunDetail(Run):
     """A run with its parts, and its most anomalous sensors; its list of sensors has them all."""
 
-    part: list[RunPart]
+    part: list[RunPart] = Field(max_length=PARTS, description="The first ones.")
+    more_parts: bool = Field(description="Whether `part` leaves some out; `parts` counts them all.")
     logs: list[str] = Field(description="Names of the logs that are kept of a failed run.")
     by_sensor: list[SensorAnomalies]
 

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from scoring.api import looking, readiness, runs
-from scoring.api.gate import BODY_LIMIT, BODY_TIMEOUT, Gate
+from scoring.api.gate import BODY_TIMEOUT, Gate
+from scoring.api.parameters import BODY_LIMIT, given_once
 from scoring.api.parts import Parts
 from scoring.api.problems import Problem, add_handlers
 from scoring.bootstrap import App
@@ -41,6 +42,7 @@ def create_api(
         redoc_url=None,
         # A redirect would be an answer that the document does not know.
         redirect_slashes=False,
+        dependencies=[Depends(given_once)],
     )
     parts = Parts(app)
     for module in (runs, looking, readiness):

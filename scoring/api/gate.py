@@ -10,9 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from scoring.api.problems import answer, problem
 from scoring.api.settling import settle
 
-BODY_LIMIT = 64 * 1024
-"""Bytes of a body: a list of a few hundred devices."""
-
 BODY_TIMEOUT = 10.0
 """Seconds that a client may take to send its body."""
 
@@ -98,6 +95,7 @@ class Gate:
             raise _Refused(408, detail, "slow-body") from error
         if body and request.method == "POST":
             _check_type(request)
+            _check_coding(request)
         return bytes(body)
 
     def _check(self, size: int) -> None:
@@ -109,6 +107,12 @@ def _check_type(request: Request) -> None:
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != "application/json":
         raise _Refused(415, "a body must be application/json", "not-json")
+
+
+def _check_coding(request: Request) -> None:
+    given = request.headers.get("content-encoding", "identity").strip().lower()
+    if given not in {"", "identity"}:
+        raise _Refused(415, "a body must not be compressed: send it as it is", "compressed")
 
 
 def _without_host_keys(query: bytes) -> bytes:

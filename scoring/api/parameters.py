@@ -1,10 +1,19 @@
 """What requests may say: parameters and bodies, checked before anything is done."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from fastapi import Header, Path
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from fastapi import Header, Path, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from pydantic.json_schema import WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from scoring import instants
 from scoring.readings import MAX_NAME
@@ -13,6 +22,8 @@ from scoring.runs import Scope
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 MAX_DEVICES = 1000
+BODY_LIMIT = 2 * 1024 * 1024
+"""Bytes of a body: `MAX_DEVICES` names of `MAX_NAME` characters, be each written as two escapes."""
 
 _DAY = len("2026-11-22")
 # No reading is as early or as late as these years: a range may begin or end there all the same.
@@ -64,6 +75,16 @@ class NoQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+async def given_once(request: Request) -> None:
+    """Refuse a parameter that is given twice: none is a list, and one of two would be ignored."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        why = "is given more than once"
+        raise RequestValidationError(
+            [{"type": "repeated", "loc": ("query", name), "msg": why} for name in repeated]
+        )
+
+
 class PageQuery(NoQuery):
     """Which page of a list."""
 
@@ -78,21 +99,30 @@ class PageQuery(NoQuery):
         return self.model_dump(exclude={"limit", "cursor"})
 
 
-class AnomalyQuery(PageQuery):
+class _Range(BaseModel):
+    """Times from `since` on, and before `until`."""
+
+    since: When = None
+    until: When = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.since is not None and self.until is not None and self.since > self.until:
+            kind, message = "backwards_range", "since is later than until: nothing can be in there"
+            raise PydanticCustomError(kind, message)
+        return self
+
+
+class AnomalyQuery(PageQuery, _Range):
     """Which anomalies."""
 
     device: Name | None = None
     sensor: Name | None = None
     run: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,39}$")] | None = None
-    since: When = None
-    until: When = None
 
 
-class WindowQuery(PageQuery):
+class WindowQuery(PageQuery, _Range):
     """Which windows."""
-
-    since: When = None
-    until: When = None
 
 
 class RejectQuery(PageQuery):
@@ -101,7 +131,7 @@ class RejectQuery(PageQuery):
     reason: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")] | None = None
 
 
-class RunRequest(BaseModel):
+class RunRequest(_Range):
     """What to score: without it, everything that is pending and final."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -1,8 +1,7 @@
-"""The parts of the system, built once although requests come in many threads."""
+"""The parts of the system, as requests need them."""
 
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 from scoring import bootstrap
@@ -25,67 +24,59 @@ class Observed(Protocol):
 
 
 class Parts:
-    """Gives parts of an app to requests.
-
-    The app builds a part when it is first asked for, and two threads that ask at once would build
-    two: two engines, two pools of connections. A part that could not be built is tried again.
-    """
+    """Gives parts of an app to requests."""
 
     def __init__(self, app: bootstrap.App) -> None:
         self._app = app
-        self._lock = Lock()
-
-    def _part(self, name: str) -> Any:
-        with self._lock:
-            return getattr(self._app, name)
 
     @property
     def queries(self) -> Queries:
         """Reads for people."""
-        queries: Queries = self._part("queries")
-        return queries
+        return self._app.queries
 
     @property
     def submit(self) -> SubmitRun:
         """The submit handler."""
-        submit: SubmitRun = self._part("submit")
-        return submit
+        return self._app.submit
 
     @property
     def watch(self) -> WatchRuns:
         """The watch handler."""
-        watch: WatchRuns = self._part("watch")
-        return watch
+        return self._app.watch
 
     @property
     def replay_rejects(self) -> ReplayRejects:
         """The replay handler."""
-        replay: ReplayRejects = self._part("replay_rejects")
-        return replay
+        return self._app.replay_rejects
 
     @property
     def check_fleet(self) -> CheckFleet:
         """The fleet check handler."""
-        check: CheckFleet = self._part("check_fleet")
-        return check
+        return self._app.check_fleet
 
     @property
     def shelf(self) -> FleetShelf:
         """The published fleets."""
-        shelf: FleetShelf = self._part("shelf")
-        return shelf
+        return self._app.shelf
 
     @property
     def blobs(self) -> Blobs:
         """Where files are."""
-        blobs: Blobs = self._part("blobs")
-        return blobs
+        return self._app.blobs
+
+    @property
+    def has_hub(self) -> bool:
+        """Whether the settings name an event hub."""
+        return bool(self._app.settings.event_hub)
+
+    def check_hub(self) -> None:
+        """Raise what is wrong with the event hub."""
+        self._app.hub.check()
 
     @property
     def engine(self) -> Engine:
         """What scores."""
-        engine: Engine = self._part("engine")
-        return engine
+        return self._app.engine
 
     def request(self, event: str, **facts: Any) -> AbstractContextManager[dict[str, Any]]:
         """Note a request that changes something, where the app notes such."""

@@ -122,11 +122,23 @@ def add_handlers(api: FastAPI) -> None:
 
 def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - FastAPI's types know no better
-    made, headers = problem(request.url.path, error.status_code, str(error.detail))
+    detail, kind = str(error.detail), ""
+    if error.status_code == HTTPStatus.BAD_REQUEST and error.__cause__ is not None:
+        # FastAPI says so of a body that it cannot parse, and only the cause tells why.
+        detail, kind = _of_a_body(error.__cause__), "not-json"
+    made, headers = problem(request.url.path, error.status_code, detail, kind)
     headers |= dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_allowed(request))
     return answer(made, headers)
+
+
+def _of_a_body(cause: BaseException) -> str:
+    if isinstance(cause, RecursionError):
+        return "the body is not JSON that can be read: it is nested too deeply"
+    if isinstance(cause, UnicodeDecodeError):
+        return "the body is not JSON: it is not UTF-8"
+    return "the body is not JSON"
 
 
 def _allowed(request: Request) -> list[str]:

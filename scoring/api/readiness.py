@@ -2,6 +2,10 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from threading import Lock, Thread
+from time import monotonic
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,9 +16,21 @@ from scoring.api.answers import FleetFindings, Health, Ready
 from scoring.api.parameters import DEFAULT_LIMIT, MAX_LIMIT, NoQuery, Version
 from scoring.api.parts import Parts
 from scoring.api.problems import documented, response
-from scoring.errors import NotFound, ScoringError, Transient
+from scoring.errors import NotFound, ScoringError, Transient, cause_of
 from scoring.fleet import FleetReport, check_fleet
 
+DEADLINE = 4.0
+"""Seconds that a check may take: those who ask whether we are ready seldom wait for longer than 5.
+
+A database in Azure answers in milliseconds, a hub that is signed in to in one second or two. The
+first check of a fleet that is large and not here yet may take longer: the next one finds it here.
+"""
+
+ABANDONED = 120.0
+"""Seconds after which a check that still runs is begun anew: storage has given up long before, and
+azure-eventhub waits for ever for a hub that takes a connection and never answers."""
+
+_SILENT = "no answer"
 _NO_RUN = "r00000000T000000Z-000000"
 _KINDS = ("missing", "orphans", "stale", "degenerate")
 
@@ -33,9 +49,73 @@ class FleetQuery(NoQuery):
     )
 
 
-def router(parts: Parts) -> APIRouter:
-    """Build the routes."""
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A check in a thread of its own, and when it began."""
+
+    said: Future[str]
+    began: float
+
+    @property
+    def is_over(self) -> bool:
+        return self.said.done() or monotonic() - self.began > ABANDONED
+
+
+@dataclass(slots=True)
+class Checks:
+    """Tries all that is needed at once, and waits for none of it for long.
+
+    A check that did not answer in time goes on, and is what later ones wait for too: nobody who
+    asks every second has threads pile up.
+
+    Attributes
+    ----------
+    checks
+        By the name of what they try; each raises if that cannot be used.
+    deadline
+        See `DEADLINE`.
+    """
+
+    checks: dict[str, Callable[[], object]]
+    deadline: float = DEADLINE
+    _running: dict[str, _Running] = field(init=False, default_factory=dict)
+    _lock: Lock = field(init=False, default_factory=Lock)
+
+    def __call__(self) -> dict[str, str]:
+        """Give ``ok``, or in a few words what is wrong, by name."""
+        saying = {name: self._started(name) for name in self.checks}
+        done, _ = wait(saying.values(), self.deadline)
+        return {
+            name: said.result() if said in done else self._silent(name)
+            for name, said in saying.items()
+        }
+
+    def _started(self, name: str) -> Future[str]:
+        with self._lock:
+            running = self._running.get(name)
+            if running is None or running.is_over:
+                running = self._running[name] = _Running(Future(), monotonic())
+                # One that hangs must not keep the process from ending, as a pool's thread does.
+                work = (running.said, name, self.checks[name])
+                Thread(target=_try, args=work, name=f"checks {name}", daemon=True).start()
+            return running.said
+
+    def _silent(self, name: str) -> str:
+        cause = f"no answer in {self.deadline:g} s"
+        log.warning("api.not_ready", extra={"dependency": name, "cause": cause})
+        return _SILENT
+
+
+def router(parts: Parts, deadline: float = DEADLINE) -> APIRouter:
+    """Build the routes.
+
+    Parameters
+    ----------
+    deadline
+        See `DEADLINE`.
+    """
     routes = APIRouter(tags=["system"])
+    ready_checks = Checks(_checks(parts), deadline)
 
     @routes.get("/health", responses=documented())
     async def health(query: Annotated[NoQuery, Query()]) -> Health:
@@ -44,8 +124,8 @@ def router(parts: Parts) -> APIRouter:
 
     @routes.get("/ready", response_model=Ready, responses=documented())
     def ready(request: Request, query: Annotated[NoQuery, Query()]) -> Response:
-        """Say whether all that is needed can be used; 503 names what cannot."""
-        checks = {name: _tried(name, check) for name, check in _checks(parts).items()}
+        """Say within 5 s whether all that is needed can be used; 503 names what cannot."""
+        checks = ready_checks()
         down = [name for name, said in checks.items() if said != "ok"]
         if down:
             detail = f"not ready: {', '.join(down)}"
@@ -78,21 +158,33 @@ def _report(parts: Parts, version: str, *, try_models: bool) -> FleetReport:
 
 
 def _checks(parts: Parts) -> dict[str, Callable[[], object]]:
-    return {
+    checks: dict[str, Callable[[], object]] = {
         "database": lambda: parts.queries.runs(1),
         "blobs": lambda: next(parts.blobs.list("fleets/"), None),
         "fleet": lambda: parts.shelf.open(None),
         "engine": lambda: parts.engine.poll(_NO_RUN),
     }
+    if parts.has_hub:
+        checks["event_hub"] = parts.check_hub
+    return checks
 
 
-def _tried(name: str, check: Callable[[], object]) -> str:
-    """Give ``ok``, or in a few words what is wrong; the log has all of them."""
+def _try(said: Future[str], name: str, check: Callable[[], object]) -> None:
+    """Have a future say ``ok``, or in a few words what is wrong; the log has all of them."""
     try:
         check()
-    except NotFound as error:
-        return str(error)
-    except (ScoringError, OSError) as error:
-        log.warning("api.not_ready", extra={"dependency": name}, exc_info=error)
-        return "busy or unreachable" if isinstance(error, Transient) else "unusable"
-    return "ok"
+    except Exception as error:
+        facts = {"dependency": name, "error": type(error).__name__, "cause": cause_of(error)}
+        # Of what is known its cause is enough: this is asked every few seconds.
+        trace = None if isinstance(error, (ScoringError, OSError)) else error
+        log.warning("api.not_ready", extra=facts, exc_info=trace)
+        said.set_result(_meaning(name, error))
+    else:
+        said.set_result("ok")
+
+
+def _meaning(name: str, error: Exception) -> str:
+    """Say what is wrong without the error's words, which may name hosts; a fleet's do not."""
+    if isinstance(error, NotFound):
+        return str(error) if name == "fleet" else "not found"
+    return "busy or unreachable" if isinstance(error, Transient) else "unusable"

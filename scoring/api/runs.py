@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from scoring.api import cursors
 from scoring.api.answers import (
+    PARTS,
     NothingToScore,
     Page,
     Run,
@@ -22,15 +23,12 @@ from scoring.api.answers import (
 from scoring.api.parameters import IdempotencyKey, LogName, NoQuery, PageQuery, RunId, RunRequest
 from scoring.api.parts import Parts
 from scoring.api.problems import documented
-from scoring.errors import Transient
+from scoring.errors import ScoringError
 from scoring.queries import RunSummary
 from scoring.runs import RequestKey, ScoringRun
 
 BY_SENSOR = 100
 """Sensors that a run shows at once, the most anomalous ones."""
-
-PARTS = 1000
-"""Parts that a run shows."""
 
 _LOCATION = {"Location": {"description": "The run.", "schema": {"type": "string"}}}
 _NOTHING = "nothing to score: no final window that was asked for is pending"
@@ -122,21 +120,25 @@ def _start(parts: Parts, request: RunRequest, key: str | None) -> ScoringRun | N
     if run is not None:
         try:
             return submit.advance(run, now, nonce)
-        except Transient as error:
-            # The run is recorded: the next watch takes it on from where it stands.
+        except ScoringError as error:
+            # The run is recorded, with what keeps it: the next watch takes it on from there.
             log.warning("api.run.waits", extra={"run_id": run.run_id, "cause": str(error)})
     return run
 
 
 def _digest(request: RunRequest) -> str:
-    return sha256(json.dumps(request.model_dump(), sort_keys=True).encode()).hexdigest()
+    """Tell requests apart by what they ask for: the order of devices is nothing of that."""
+    asked = request.model_dump() | {"devices": sorted(set(request.devices))}
+    return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _detail(parts: Parts, summary: RunSummary) -> RunDetail:
     store = parts.submit.store
+    found = store.parts(store.run(summary.run_id))
     more: dict[str, Any] = {
         "not_scored": summary.not_scored,
-        "part": store.parts(store.run(summary.run_id))[:PARTS],
+        "part": found[:PARTS],
+        "more_parts": len(found) > PARTS,
         "logs": parts.logs.names(summary.run_id),
         "by_sensor": parts.queries.anomalous_sensors(summary.run_id, BY_SENSOR),
     }

@@ -1,12 +1,35 @@
 """Commands on Azure ML: publish the pipeline that runs are submitted to."""
 
+import re
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from scoring.cli.state import JsonFlag, check_duration, console, opened, plain, show_json
 
+# As the service has them; the SDK would find out only when most is made.
+_CLUSTER = re.compile(r"[a-zA-Z](?![a-zA-Z0-9-]*-\d+$)[a-zA-Z0-9-]{2,23}")
+_ENDPOINT = re.compile("([a-zA-Z][a-zA-Z0-9-]{2,31})?")
+
 azure_ml_app = typer.Typer(no_args_is_help=True)
+
+
+def _check_name(pattern: re.Pattern[str], rule: str) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if not pattern.fullmatch(name):
+            message = f"{name!r} is no name that Azure ML takes: {rule}"
+            raise typer.BadParameter(message)
+        return name
+
+    return check
+
+
+_check_cluster = _check_name(
+    _CLUSTER,
+    "3 to 24 letters, digits and hyphens, first a letter, and no hyphen before a number at the end",
+)
+_check_endpoint = _check_name(_ENDPOINT, "3 to 32 letters, digits and hyphens, and first a letter")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -22,7 +45,9 @@ def azure_ml() -> None:
 @azure_ml_app.command()
 def publish(
     context: typer.Context,
-    cluster: Annotated[str, typer.Option(help="Name of the cluster.")] = "scoring",
+    cluster: Annotated[
+        str, typer.Option(help="Name of the cluster.", callback=_check_cluster)
+    ] = "scoring",
     size: Annotated[str, typer.Option(help="Of its virtual machines.")] = "Standard_F4s_v2",
     min_nodes: Annotated[
         int, typer.Option(min=0, help="Nodes kept warm; 0 costs nothing between runs.")
@@ -39,7 +64,11 @@ def publish(
         str, typer.Option(help="The environment's image in a registry (default: built there).")
     ] = "",
     endpoint: Annotated[
-        str, typer.Option(help="Put a batch endpoint of this name in front of the pipeline.")
+        str,
+        typer.Option(
+            help="Put a batch endpoint of this name in front of the pipeline.",
+            callback=_check_endpoint,
+        ),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is missing.")] = False,
     as_json: JsonFlag = False,
@@ -66,5 +95,9 @@ def publish(
                 console().print(f"{done if step.made else 'unchanged':>13}  {step.what}")
     if as_json:
         show_json({"dry_run": dry_run, "steps": [plain(step) for step in steps]})
-    elif not any(step.made for step in steps):
+        return
+    if not any(step.made for step in steps):
         console().print("nothing to do: all of it is published")
+    for step in steps:
+        if step.note:
+            console().print(step.note, soft_wrap=True)

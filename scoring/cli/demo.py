@@ -104,6 +104,9 @@ def simulate(
     to_event_hub: Annotated[
         bool, typer.Option("--to-event-hub", help="Send the events to SCORING_EVENT_HUB.")
     ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Send all, whatever was sent before.")
+    ] = False,
     devices: Devices = 50,
     sensors: Sensors = 4,
     duration: Duration = "1d",
@@ -112,6 +115,10 @@ def simulate(
 ) -> None:
     """Write a simulated fleet's events, and the truth about its anomalies, to files or a hub."""
     from scoring.demo import send_simulation, write_simulation
+
+    if restart and not to_event_hub:
+        message = "--restart goes with --to-event-hub"
+        raise typer.BadParameter(message)
 
     if (out is None) != to_event_hub:
         message = "give either --out FOLDER or --to-event-hub"
@@ -122,7 +129,7 @@ def simulate(
             events = write_simulation(simulation, out, advance)
             console().print(f"{cell(events)} events of {cell(devices * sensors)} sensors in {out}")
             return
-        outcome = send_simulation(app, simulation, advance)
+        outcome = send_simulation(app, simulation, advance, restart=restart)
     console().print(
         f"sent {cell(outcome.sent)} events in {cell(outcome.batches)} batches;"
         f" {cell(outcome.skipped)} were sent before, {cell(len(outcome.oversized))} are too large"

@@ -10,6 +10,7 @@ from scoring.cli.state import (
     Window,
     cell,
     console,
+    data_folder,
     instant_option,
     opened,
     plain,
@@ -192,16 +193,25 @@ def runs(context: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -
 
 
 def consume(context: typer.Context) -> None:
-    """Ingest what the event hub delivers, until Ctrl-C or SIGTERM; outside Functions."""
-    from scoring.adapters.event_hub.consumer import stopped_by_signals
+    """Ingest what the event hub delivers, until Ctrl-C or SIGTERM; outside Functions.
 
-    with opened(context) as app, stopped_by_signals() as stop:
+    Each event batch is one line on standard error: what became of it, in JSON. Telemetry goes where
+    APPLICATIONINSIGHTS_CONNECTION_STRING says.
+    """
+    from scoring.adapters.event_hub.consumer import stopped_by_signals
+    from scoring.adapters.telemetry import facts_on_stderr
+    from scoring.hosting import open_hosted
+
+    folder = data_folder(context)
+    with facts_on_stderr(), open_hosted(folder) as app, stopped_by_signals() as stop:
         app.consume(stop)
 
 
 def repair_gaps(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Read again what was never delivered; what the hub no longer holds becomes lost."""
-    with opened(context) as app:
+    from scoring.adapters.telemetry import facts_on_stderr
+
+    with facts_on_stderr(), opened(context) as app:
         outcome = app.repair_gaps()
     _show_outcome("repaired", outcome, as_json=as_json)
 

@@ -1,15 +1,18 @@
 """Repair gaps, replay rejects, rebuild windows: what sets right what went wrong before."""
 
 import io
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring.aggregates import WindowTable, aggregate
+from scoring.errors import ScoringError, cause_of
 from scoring.handlers.ingest import Ingest, IngestOutcome, later, write_segment
 from scoring.ports import (
     Blobs,
@@ -34,6 +37,12 @@ REBUILD_WINDOWS = 100_000
 Progress = Callable[[int, int], None]
 """Told how much of how much is done."""
 
+log = logging.getLogger("scoring.repair")
+
+
+def _tell_nobody(_: object) -> None:
+    """Take note of nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class RepairGaps:
@@ -43,18 +52,46 @@ class RepairGaps:
     log: EventLog
     ingest: Ingest
 
-    def __call__(self) -> IngestOutcome:
-        """Repair what can be repaired; what the hub no longer holds becomes ``lost``."""
+    def __call__(self, tell: Callable[[IngestOutcome], None] = _tell_nobody) -> IngestOutcome:
+        """Repair what can be repaired; what the hub no longer holds becomes ``lost``.
+
+        A gap that fails keeps nobody from those after it: its error is logged, and the first one
+        is raised in the end.
+
+        Parameters
+        ----------
+        tell
+            Told what became of each event batch, also where a gap fails.
+        """
         newest = self.store.partitions()
-        outcome = IngestOutcome()
-        for gap in self.store.gaps():
-            # What another hub skipped only that hub can give again, or no longer have.
-            if gap.state != "open" or not self.log.holds(gap.partition):
-                continue
-            is_gone = gap.epoch < newest[gap.partition]
-            for batch in self._retained(gap, is_gone=is_gone):
-                outcome += self.ingest(batch)
+        outcome, failure = IngestOutcome(), None
+        for gap in self._repairable():
+            try:
+                for batch in self._retained(gap, is_gone=gap.epoch < newest[gap.partition]):
+                    applied = self.ingest(batch)
+                    outcome += applied
+                    tell(applied)
+            except Exception as error:  # noqa: BLE001 - a defect that one gap meets is its own too
+                _log_failure(gap, error)
+                failure = failure or error
+        if failure:
+            raise failure
         return outcome
+
+    def _repairable(self) -> list[Gap]:
+        """Give the open gaps of this system's hub.
+
+        What another hub skipped only that hub can give again, or no longer have.
+        """
+        ours: list[Gap] = []
+        others: list[Gap] = []
+        for gap in self.store.gaps():
+            if gap.state == "open":
+                (ours if self.log.holds(gap.partition) else others).append(gap)
+        if others:
+            hubs = sorted({gap.partition.hub for gap in others})
+            log.warning("repair.gaps_skipped", extra={"count": len(others), "hubs": hubs})
+        return ours
 
     def _retained(self, gap: Gap, *, is_gone: bool) -> Iterator[EventBatch]:
         """Give what the hub still holds of a gap, and mark the rest as lost."""
@@ -63,9 +100,28 @@ class RepairGaps:
         kept_from = gap.last + 1 if oldest is None else max(oldest, gap.first)
         if kept_from > gap.first:
             last = min(kept_from - 1, gap.last)
-            self.store.mark_lost(Gap(gap.partition, gap.epoch, gap.first, last, "lost"))
+            lost = Gap(gap.partition, gap.epoch, gap.first, last, "lost")
+            self.store.mark_lost(lost)
+            log.warning("repair.lost", extra=_facts(lost) | {"events": lost.events})
         if kept_from <= gap.last:
             yield from self.log.read(gap.partition, kept_from, gap.last)
+
+
+def _log_failure(gap: Gap, error: Exception) -> None:
+    facts = _facts(gap) | {"error": type(error).__name__, "cause": cause_of(error)}
+    # Only one error is raised: nobody else would show where a defect is.
+    trace = None if isinstance(error, ScoringError) else error
+    log.warning("repair.gap_failed", extra=facts, exc_info=trace)
+
+
+def _facts(gap: Gap) -> dict[str, Any]:
+    return {
+        "hub": gap.partition.hub,
+        "partition": gap.partition.id,
+        "epoch": gap.epoch,
+        "first_sequence": gap.first,
+        "last_sequence": gap.last,
+    }
 
 
 @dataclass(frozen=True, slots=True)

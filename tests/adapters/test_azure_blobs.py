@@ -1,6 +1,7 @@
 """Blobs in a container, on Azurite: the same promises as a folder's."""
 
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from azure.core.exceptions import ServiceResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from azure.storage.blob import ContainerClient, ExponentialRetry
 
+from scoring.adapters import azure_blobs
 from scoring.adapters.azure_blobs import AzureBlobs
 from scoring.errors import Conflict, Misconfigured, NotFound, Transient
 from scoring.ports import Blobs
@@ -97,6 +99,45 @@ def test_an_account_that_does_not_answer_is_transient(account: str) -> None:
 
     with pytest.raises(Transient, match="does not answer"):
         AzureBlobs(container)
+
+
+@pytest.fixture
+def silent(account: str) -> Iterator[str]:
+    """Give the way to an account that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        port = server.getsockname()[1]
+        yield account.rpartition(":")[0] + f":{port}/devstoreaccount1"
+
+
+def test_an_account_that_takes_requests_and_never_answers_is_given_up_naming_the_blob(
+    account: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(azure_blobs, "READ_TIMEOUT", 0.05)
+    monkeypatch.setattr(azure_blobs, "RETRIES", 0)
+    container = ContainerClient.from_connection_string(silent, "quiet", **azure_blobs._options())
+    blobs = AzureBlobs.connect(account, "quiet")
+    blobs._container = container
+
+    uses: dict[str, Callable[[], object]] = {
+        "raw/a": lambda: blobs.create("raw/a", b"1"),
+        "raw/b": lambda: blobs.write("raw/b", b"1"),
+        "raw/c": lambda: blobs.read("raw/c"),
+        "raw/": lambda: list(blobs.list("raw/")),
+        "quiet": lambda: AzureBlobs(container),
+    }
+    for name, use in uses.items():
+        with pytest.raises(Transient, match=f"does not answer for '{name}'.*timed out"):
+            use()
+
+
+def test_an_operation_without_answer_gives_up_within_some_75_seconds() -> None:
+    options = azure_blobs._options()
+    retries, tried = options["retry_policy"], azure_blobs.RETRIES + 1
+    pauses = [retries.get_backoff_time({"count": count}) for count in range(1, tried)]
+
+    assert options["connection_timeout"] <= options["read_timeout"]
+    assert tried * options["read_timeout"] + sum(pauses) == pytest.approx(75, abs=5)
+    assert sum(pauses) == pytest.approx(15, abs=4)
 
 
 def test_another_key_is_refused_as_a_setting(account: str) -> None:

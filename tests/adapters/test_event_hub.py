@@ -3,18 +3,21 @@
 import gc
 import os
 import signal
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import numpy as np
 import pytest
 import stamina
-from azure.eventhub import CheckpointStore, EventData
+from azure.eventhub import CheckpointStore, EventData, EventDataBatch
 
 from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.event_hub.connection import EventHub
@@ -25,11 +28,18 @@ from scoring.adapters.event_hub.consumer import (
 )
 from scoring.adapters.event_hub.log import EventHubLog
 from scoring.adapters.event_hub.received import event_batch
-from scoring.adapters.event_hub.sender import EventHubSender, Oversized, SendProgress
+from scoring.adapters.event_hub.sender import (
+    MAX_EVENTS,
+    EventHubSender,
+    Oversized,
+    SendProgress,
+)
 from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.migrations import migrate
+from scoring.bootstrap import App
+from scoring.cli import main
 from scoring.errors import (
     Conflict,
     Misconfigured,
@@ -41,6 +51,7 @@ from scoring.errors import (
 from scoring.handlers.ingest import Ingest
 from scoring.ports import EventLog
 from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
+from scoring.settings import Settings
 from tests.amqp.codec import decode_message
 from tests.amqp.hub import Hub, Swallow
 from tests.amqp.server import BUSY, AmqpServer
@@ -96,6 +107,10 @@ def body(number: int) -> bytes:
     return b"" if number % 7 == 0 else b'{"n":%d}\xff' % number
 
 
+def reading(number: int) -> bytes:
+    return b'{"device":"a","sensor":"s","ts":%d,"value":1}' % (NOW + number)
+
+
 def events_of(batches: Iterable[EventBatch]) -> list[tuple[int, int, bytes]]:
     return [
         event
@@ -110,15 +125,13 @@ def expected(first: int, last: int) -> list[tuple[int, int, bytes]]:
     return [(number, NOW * 1000, body(number)) for number in range(first, last + 1)]
 
 
-def kept(server: AmqpServer) -> list[tuple[str, str, bytes]]:
-    """Give partition, key and body of all events that a hub holds, in order."""
-    found = []
-    for partition, place in server.hubs[HUB].partitions.items():
-        for event in place.events:
-            message = decode_message(event.payload)
-            key = message.annotations["x-opt-partition-key"]
-            found.append((partition, key, b"".join(message.data)))
-    return found
+def kept(server: AmqpServer) -> list[tuple[str, bytes]]:
+    """Give partition and body of all events that a hub holds, in order."""
+    return [
+        (partition, b"".join(decode_message(event.payload).data))
+        for partition, place in server.hubs[HUB].partitions.items()
+        for event in place.events
+    ]
 
 
 class FilledLog(Protocol):
@@ -272,14 +285,66 @@ class TestReadingAgain:
             EventHubLog(hub_at(server)).oldest(Partition("other", "0"))
 
 
+class TestRepairing:
+    def test_gaps_of_partitions_that_a_smaller_hub_no_longer_has_are_lost_and_others_repaired(
+        self, server: AmqpServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server.append(HUB, "0", [reading(n) for n in range(6)], {})
+        given = {
+            "SCORING_DATA": str(tmp_path),
+            "SCORING_EVENT_HUB": HUB,
+            "SCORING_EVENT_HUB_CONNECTION": server.connection_string,
+        }
+        with App(Settings.load(given)) as app:
+            for partition in ("0", "7"):
+                numbers = np.array([0, 5])
+                bodies = [reading(0), reading(5)]
+                times = np.full(2, NOW * 1000)
+                app.ingest()(EventBatch(Partition(HUB, partition), numbers, times, bodies))
+
+            outcome = app.repair_gaps()
+            found = {(str(g.partition), g.state, g.first, g.last) for g in app.ingest_store.gaps()}
+
+        assert outcome.readings == 4
+        assert found == {("readings/0", "repaired", 1, 4), ("readings/7", "lost", 1, 4)}
+        (lost,) = [vars(one) for one in caplog.records if one.getMessage() == "repair.lost"]
+        assert (lost["partition"], lost["events"], lost["levelname"]) == ("7", 4, "WARNING")
+
+
 class TestWhatCannotBeReached:
     def test_a_hub_that_does_not_exist_is_not_found(self, server: AmqpServer) -> None:
         with pytest.raises(NotFound, match=r"nothing/0: .*404"):
             EventHubLog(hub_at(server, "nothing")).oldest(Partition("nothing", "0"))
 
-    def test_a_partition_that_does_not_exist_is_not_found(self, server: AmqpServer) -> None:
-        with pytest.raises(NotFound, match=r"readings/7: .*404"):
-            EventHubLog(hub_at(server)).oldest(Partition(HUB, "7"))
+    @pytest.mark.parametrize("status", [404, 400])
+    def test_a_partition_that_the_hub_does_not_have_retains_nothing(
+        self, server: AmqpServer, monkeypatch: pytest.MonkeyPatch, status: int
+    ) -> None:
+        answer = AmqpServer.answer
+
+        def refuse(self: AmqpServer, address: str, asked: dict[str, Any]) -> tuple[int, str, Any]:
+            said = answer(self, address, asked)
+            return (status, *said[1:]) if said[0] == 404 else said
+
+        monkeypatch.setattr(AmqpServer, "answer", refuse)
+        log = EventHubLog(hub_at(server))
+
+        assert log.oldest(Partition(HUB, "7")) is None
+        assert list(log.read(Partition(HUB, "7"), 0, 10)) == []
+
+    def test_gaps_of_a_hub_that_does_not_exist_are_not_lost(self, server: AmqpServer) -> None:
+        server.hubs["other"] = server.hubs.pop(HUB)
+
+        with pytest.raises(NotFound, match=r"readings/0: .*404"):
+            EventHubLog(hub_at(server)).oldest(P0)
+
+    def test_a_check_names_what_is_wrong(self, server: AmqpServer) -> None:
+        hub_at(server).check()
+        with pytest.raises(NotFound, match="event hub nothing"):
+            hub_at(server, "nothing").check()
+        server.stop()
+        with pytest.raises(Transient, match="event hub readings"):
+            hub_at(server, retries=3).check()
 
     @pytest.mark.parametrize("use", ["read", "send", "consume"])
     def test_credentials_that_are_refused_are_named(self, server: AmqpServer, use: str) -> None:
@@ -296,6 +361,16 @@ class TestWhatCannotBeReached:
 
         with pytest.raises(Transient, match="event hub readings"):
             using(hub_at(server), use)
+
+    def test_checkpoints_may_be_on_azurite_by_its_short_name(
+        self, server: AmqpServer, tmp_path: Path
+    ) -> None:
+        given = {"SCORING_DATA": str(tmp_path), "SCORING_STORAGE": "UseDevelopmentStorage=true"}
+        with App(Settings.load(given)) as app:
+            app.__dict__ |= {"blobs": FolderBlobs(tmp_path), "hub": hub_at(server)}
+            server.stop()
+            with pytest.raises(Transient, match="event hub readings"):
+                app.consume(threading.Event())
 
     @pytest.mark.parametrize(
         ("given", "complaint"),
@@ -330,12 +405,19 @@ def using(hub: EventHub, use: str) -> None:
         EventHubConsumer(hub=hub, ingest=Recorder(), position=lambda _: None)(threading.Event())
 
 
-def spans() -> list[list[tuple[str, bytes]]]:
-    """Make three spans of events of five devices, large enough for several batches each."""
+DEVICES = [f"device-{number}" for number in range(5)]
+
+
+def chunks() -> list[list[tuple[str, bytes]]]:
+    """Make three chunks of events of five devices, large enough for several batches each."""
     return [
-        [(f"device-{n % 5}", b"%d %d" % (span, n) + b"." * 400) for n in range(400)]
-        for span in range(3)
+        [(DEVICES[n % 5], b"%d %d %d" % (n % 5, chunk, n) + b"." * 400) for n in range(400)]
+        for chunk in range(3)
     ]
+
+
+def bodies() -> list[bytes]:
+    return [data for chunk in chunks() for _, data in chunk]
 
 
 class TestSending:
@@ -343,37 +425,118 @@ class TestSending:
     def partitions(self) -> int:
         return 4
 
-    def test_each_devices_events_come_in_order_into_one_partition(self, server: AmqpServer) -> None:
+    def test_a_partitions_events_come_in_their_order_and_a_devices_into_one(
+        self, server: AmqpServer
+    ) -> None:
         with EventHubSender(hub_at(server)) as sender:
-            outcome = sender.send(spans())
+            outcome = sender.send(chunks())
 
         assert (outcome.sent, outcome.skipped, outcome.oversized) == (1200, 0, [])
-        assert outcome.batches == 3 * 5 * 2
-        found = kept(server)
-        for device in {name for span in spans() for name, _ in span}:
-            own = [(partition, data) for partition, name, data in found if name == device]
-            assert [data for _, data in own] == [d for s in spans() for n, d in s if n == device]
-            assert {partition for partition, _ in own} == {server.hubs[HUB].partition_of(device)}
+        place = {name: server.hubs[HUB].partition_of(name) for name in DEVICES}
+        for partition in server.hubs[HUB].partitions:
+            own = [d for chunk in chunks() for name, d in chunk if place[name] == partition]
+            assert [data for one, data in kept(server) if one == partition] == own
 
-    def test_a_sender_that_was_killed_goes_on_where_it_was(
+    def test_batches_are_full_with_the_events_of_many_devices(self, server: AmqpServer) -> None:
+        server.max_message_size = 1024 * 1024
+        fleet = [[(f"device-{n % 200}", b"%d" % n) for n in range(10_000)]]
+
+        with EventHubSender(hub_at(server)) as sender:
+            outcome = sender.send(fleet)
+
+        assert outcome.sent == 10_000
+        # The last batch of a partition holds what is left.
+        assert outcome.batches <= 10_000 / MAX_EVENTS + 4
+
+    def test_a_batch_of_each_partition_is_under_way_and_no_second_one(
+        self, server: AmqpServer
+    ) -> None:
+        names = {server.hubs[HUB].partition_of(f"d{n}"): f"d{n}" for n in range(20)}.values()
+        sender = EventHubSender(hub_at(server))
+        send, lock, all_at_once = sender.try_to_send, threading.Lock(), threading.Barrier(4)
+        under_way: list[str] = []
+
+        def watched(batch: EventDataBatch) -> None:
+            partition = str(batch._partition_id)
+            with lock:
+                assert partition not in under_way
+                under_way.append(partition)
+            all_at_once.wait(20)
+            send(batch)
+            with lock:
+                under_way.remove(partition)
+
+        sender.try_to_send = watched  # type: ignore[method-assign]
+        with sender:
+            outcome = sender.send([[(name, b"%d" % n) for n in range(1500) for name in names]])
+
+        assert (len(names), outcome.sent) == (4, 6000)
+
+    def test_a_sender_that_was_stopped_goes_on_where_it_was(
         self, server: AmqpServer, tmp_path: Path
     ) -> None:
-        def kill(done: int) -> None:
-            if done >= 500:
+        def stop(done: int) -> None:
+            if done >= 300:
                 raise KeyboardInterrupt
 
         with EventHubSender(hub_at(server)) as sender, pytest.raises(KeyboardInterrupt):
-            sender.send(spans(), SendProgress(tmp_path / "sent.json", {"seed": 1}), kill)
+            sender.send(chunks(), SendProgress(tmp_path / "sent.json", {"seed": 1}), stop)
         progress = SendProgress(tmp_path / "sent.json", {"seed": 1})
         before = len(kept(server))
         with EventHubSender(hub_at(server)) as sender:
-            outcome = sender.send(spans(), progress)
+            outcome = sender.send(chunks(), progress)
 
+        assert 300 <= before < 1200
         assert (outcome.skipped, outcome.sent) == (before, 1200 - before)
-        assert sorted(data for _, _, data in kept(server)) == sorted(
-            d for s in spans() for _, d in s
-        )
-        assert SendProgress(tmp_path / "sent.json", {"seed": 1}).confirmed == 1200
+        assert sorted(data for _, data in kept(server)) == sorted(bodies())
+        again = SendProgress(tmp_path / "sent.json", {"seed": 1})
+        assert sum(again.confirmed.values()) == 1200
+
+    def test_a_kill_repeats_one_batch_of_a_partition_at_most_and_leaves_none_out(
+        self, server: AmqpServer, tmp_path: Path
+    ) -> None:
+        """The batches under way arrive, and the process dies before it notes one of them."""
+        path = tmp_path / "sent.json"
+
+        class Killed(SendProgress):
+            def confirm(self, partition: str, events: int) -> None:
+                if sum(self.confirmed.values()) > 300:
+                    raise SystemExit
+                super().confirm(partition, events)
+
+        sender = EventHubSender(hub_at(server))
+        with sender, pytest.raises(SystemExit):
+            sender.send(chunks(), Killed(path, {}))
+        noted = SendProgress(path, {}).confirmed
+        arrived = Counter(partition for partition, _ in kept(server))
+        with EventHubSender(hub_at(server)) as sender:
+            outcome = sender.send(chunks(), SendProgress(path, {}))
+
+        twice = Counter(data for _, data in kept(server))
+        assert outcome.skipped == sum(noted.values()) < sum(arrived.values())
+        assert set(twice) == set(bodies())
+        assert set(twice.values()) == {1, 2}
+        # About 40 of these events are a batch.
+        assert all(0 <= arrived[one] - noted.get(one, 0) < 60 for one in arrived)
+
+    def test_what_arrived_is_noted_though_another_partition_failed(
+        self, server: AmqpServer, tmp_path: Path
+    ) -> None:
+        sender = EventHubSender(hub_at(server))
+        send, lost = sender.try_to_send, server.hubs[HUB].partition_of(DEVICES[0])
+
+        def failing(batch: EventDataBatch) -> None:
+            if batch._partition_id == lost:
+                raise Misconfigured(["refused"])
+            send(batch)
+
+        sender.try_to_send = failing  # type: ignore[method-assign]
+        with sender, pytest.raises(Misconfigured):
+            sender.send(chunks(), SendProgress(tmp_path / "sent.json", {}))
+
+        confirmed = SendProgress(tmp_path / "sent.json", {}).confirmed
+        assert confirmed
+        assert confirmed == Counter(partition for partition, _ in kept(server))
 
     def test_events_that_no_batch_holds_are_reported_and_their_neighbours_sent(
         self, server: AmqpServer, tmp_path: Path
@@ -384,9 +547,9 @@ class TestSending:
         with EventHubSender(hub_at(server)) as sender:
             outcome = sender.send([events], progress)
 
-        assert outcome.oversized == [Oversized(1, "a", 20_000), Oversized(3, "b", 20_000)]
-        assert (outcome.sent, progress.confirmed) == (2, 4)
-        assert [(name, data) for _, name, data in kept(server)] == [("a", b"1"), ("a", b"2")]
+        assert outcome.oversized == [Oversized(1, "b", 20_000), Oversized(2, "a", 20_000)]
+        assert (outcome.sent, sum(progress.confirmed.values())) == (2, 4)
+        assert [data for _, data in kept(server)] == [b"1", b"2"]
 
     def test_a_busy_hub_gets_each_event_once_in_the_end(self, server: AmqpServer) -> None:
         server.faults.reject_sends, server.faults.reject_with = 5, BUSY
@@ -394,32 +557,115 @@ class TestSending:
             outcome = sender.send([[("a", b"1"), ("b", b"2")]])
 
         assert outcome.sent == 2
-        assert sorted(data for _, _, data in kept(server)) == [b"1", b"2"]
+        assert sorted(data for _, data in kept(server)) == [b"1", b"2"]
 
     def test_an_answer_that_is_lost_repeats_one_batch_and_loses_none(
         self, server: AmqpServer
     ) -> None:
         server.faults.lose_sends = 1
         with EventHubSender(hub_at(server)) as sender:
-            sender.send([[("a", b"1"), ("b", b"2")]])
+            sender.send([[(DEVICES[0], b"1"), (DEVICES[1], b"2")]])
 
-        assert sorted(data for _, _, data in kept(server)) == [b"1", b"1", b"2"]
+        found = Counter(data for _, data in kept(server))
+        assert sorted(found.values()) == [1, 2]
+        assert set(found) == {b"1", b"2"}
 
-    def test_progress_of_other_events_is_not_gone_on_with(self, tmp_path: Path) -> None:
-        SendProgress(tmp_path / "sent.json", {"seed": 1, "when": (1, 2)}).confirm(3)
+    def test_a_hub_that_was_made_anew_is_another_one(self, server: AmqpServer) -> None:
+        with EventHubSender(hub_at(server)) as sender:
+            first = sender.facts
+        server.hubs[HUB].clock = lambda: NOW + 1000
+        server.recreate(HUB)
+        with EventHubSender(hub_at(server)) as sender:
+            second = sender.facts
 
-        assert SendProgress(tmp_path / "sent.json", {"seed": 1, "when": (1, 2)}).confirmed == 3
-        with pytest.raises(Conflict, match=r"sent\.json"):
-            SendProgress(tmp_path / "sent.json", {"seed": 2})
+        assert first.partitions == second.partitions == ("0", "1", "2", "3")
+        assert first.created_at != second.created_at
+
+    def test_progress_of_other_events_or_hubs_is_not_gone_on_with(self, tmp_path: Path) -> None:
+        plan = {"seed": 1, "when": (1, 2), "created": "then"}
+        SendProgress(tmp_path / "sent.json", plan).confirm("0", 3)
+
+        assert SendProgress(tmp_path / "sent.json", plan).confirmed == {"0": 3}
+        for other in ({"seed": 2}, {"created": "now"}):
+            (name,) = other
+            with pytest.raises(Conflict, match=rf"sent\.json.*\({name}\).*--restart"):
+                SendProgress(tmp_path / "sent.json", plan | other)
 
     @pytest.mark.parametrize(
-        "content", [b"", b"[]", b"{}", b"\xff", b'{"plan":{},"confirmed":"x"}']
+        "content",
+        [b"", b"[]", b"{}", b"\xff", b'{"plan":{},"confirmed":"x"}', b'{"plan":{},"confirmed":3}'],
     )
     def test_progress_that_is_damaged_is_named(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "sent.json").write_bytes(content)
 
         with pytest.raises(StorageUnusable, match=r"sent\.json"):
             SendProgress(tmp_path / "sent.json", {})
+
+
+def command(*arguments: object) -> str:
+    """Run the command line; gives what it fails with, empty if it does not."""
+    with mock.patch.object(sys, "argv", ["scoring", *map(str, arguments)]):
+        try:
+            main()
+        except SystemExit as end:
+            return str(end.code or "")
+    return ""
+
+
+class TestSimulating:
+    @pytest.fixture
+    def send(
+        self, server: AmqpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., str]:
+        """Give the command, which has a small fleet."""
+        for name in [name for name in os.environ if name.startswith("SCORING_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("SCORING_EVENT_HUB", HUB)
+        monkeypatch.setenv("SCORING_EVENT_HUB_CONNECTION", server.connection_string)
+        fleet = ("--devices", 2, "--sensors", 1, "--duration", "10min")
+        return partial(command, "--data", tmp_path, "simulate", "--to-event-hub", *fleet)
+
+    def test_what_was_sent_is_not_sent_again_unless_it_is_asked_for(
+        self, server: AmqpServer, send: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert send() == ""
+        events = len(kept(server))
+        assert send() == ""
+        assert f"{events} were sent before" in capsys.readouterr().out
+        assert len(kept(server)) == events > 20
+        assert send("--restart") == ""
+        assert len(kept(server)) == 2 * events
+
+    def test_a_hub_that_was_made_anew_is_not_taken_for_the_one_that_has_the_events(
+        self, server: AmqpServer, send: Callable[..., str]
+    ) -> None:
+        assert send() == ""
+        events = len(kept(server))
+        server.hubs[HUB].clock = lambda: NOW + 1000
+        server.recreate(HUB)
+
+        said = send()
+
+        assert "another hub (created)" in said
+        assert "--restart" in said
+        assert kept(server) == []
+        assert send("--restart") == ""
+        assert len(kept(server)) == events
+
+    def test_another_seed_is_told_what_to_do(self, send: Callable[..., str]) -> None:
+        assert send() == ""
+
+        said = send("--seed", 2)
+
+        assert "(seed)" in said
+        assert "--restart" in said
+
+    def test_only_what_is_sent_can_be_begun_anew(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert command("simulate", "--out", tmp_path / "out", "--restart") == "2"
+        assert "--to-event-hub" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
 
 class Recorder:

@@ -2,7 +2,13 @@
 
 import asyncio
 import logging
+import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from gzip import compress
+from json import dumps
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +17,19 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from scoring import errors
-from scoring.api import create_api
+from scoring.adapters import azure_blobs
+from scoring.api import create_api, readiness
+from scoring.api.parameters import BODY_LIMIT, MAX_DEVICES
+from scoring.api.parts import Parts
 from scoring.bootstrap import App
 from scoring.errors import ScoringError
+from scoring.readings import MAX_NAME
+from scoring.settings import Settings
+from tests.adapters.engines import eventually
+from tests.amqp.hub import Hub
+from tests.amqp.server import AmqpServer
 from tests.api.conftest import Client, ListeningEngine
+from tests.servers import AZURITE
 
 JSON = {"Content-Type": "application/json"}
 
@@ -31,7 +46,7 @@ def is_problem(answer: httpx.Response, status: int) -> bool:
 
 class TestBodies:
     def test_one_that_is_too_large_is_refused_by_what_it_announces(self, client: Client) -> None:
-        answer = client.request("POST", "/api/runs", content=b" " * 65_537, headers=JSON)
+        answer = client.request("POST", "/api/runs", content=b" " * (BODY_LIMIT + 1), headers=JSON)
 
         assert is_problem(answer, 413)
         assert answer.headers["connection"] == "close"
@@ -45,15 +60,15 @@ class TestBodies:
             nonlocal read
             while True:
                 read += 1
-                yield b" " * 1024
+                yield b" " * 65_536
 
         answer = client.request("POST", "/api/runs", content=endless(), headers=JSON)
 
         assert is_problem(answer, 413)
-        assert read < 70
+        assert read < BODY_LIMIT / 65_536 + 4
 
     def test_the_largest_one_is_read(self, client: Client) -> None:
-        body = b"{}".ljust(65_536)
+        body = b"{}".ljust(BODY_LIMIT)
 
         assert client.request("POST", "/api/runs", content=body, headers=JSON).status_code == 200
 
@@ -80,7 +95,38 @@ class TestBodies:
         "body", [b"{", b"\xff\xfe", b"[" * 60_000, b'{"since": NaN', b"nul", b'{"a":1}{"b":2}']
     )
     def test_what_is_no_json_is_refused(self, client: Client, body: bytes) -> None:
-        assert is_problem(client.request("POST", "/api/runs", content=body, headers=JSON), 400)
+        answer = client.request("POST", "/api/runs", content=body, headers=JSON)
+
+        assert is_problem(answer, 400)
+        assert answer.json()["type"] == "urn:fleet-scoring:problem:not-json"
+
+    @pytest.mark.parametrize(
+        ("body", "why"),
+        [(b'{"fleet":"\xe9"}', "not UTF-8"), (b"[" * 100_000 + b"]" * 100_000, "too deeply")],
+    )
+    def test_what_cannot_be_read_is_told_why(self, client: Client, body: bytes, why: str) -> None:
+        answer = client.request("POST", "/api/runs", content=body, headers=JSON)
+
+        assert is_problem(answer, 400)
+        assert why in answer.json()["detail"]
+        assert answer.json()["type"] == "urn:fleet-scoring:problem:not-json"
+
+    def test_one_that_is_compressed_is_refused(self, client: Client) -> None:
+        headers = JSON | {"Content-Encoding": "gzip"}
+
+        answer = client.request("POST", "/api/runs", content=compress(b"{}"), headers=headers)
+
+        assert is_problem(answer, 415)
+        assert answer.json()["type"] == "urn:fleet-scoring:problem:compressed"
+
+    def test_the_longest_list_of_devices_of_the_longest_names_fits(self, client: Client) -> None:
+        names = [f"{number:03}" + "\U0001f527" * (MAX_NAME - 3) for number in range(MAX_DEVICES)]
+        body = dumps({"devices": names})
+
+        answer = client.request("POST", "/api/runs", content=body, headers=JSON)
+
+        assert body.count("\\u") == 2 * (MAX_NAME - 3) * MAX_DEVICES
+        assert (answer.status_code, answer.json()["detail"][:16]) == (200, "nothing to score")
 
 
 async def _call(api: FastAPI, receive: Any, path: str = "/api/runs") -> list[Message]:
@@ -210,6 +256,13 @@ class TestErrors:
         assert "secret" not in str(record.__dict__)
 
 
+def ready_within(app: App, deadline: float) -> Client:
+    """Serve the routes of readiness, with another deadline."""
+    api = FastAPI()
+    api.include_router(readiness.router(Parts(app), deadline), prefix="/api")
+    return Client(api)
+
+
 class TestReadiness:
     def test_health_looks_at_nothing(self, client: Client, engine: ListeningEngine) -> None:
         engine.unreachable = True
@@ -246,6 +299,134 @@ class TestReadiness:
 
         assert answer.json()["checks"]["database"] == "unusable"
         assert is_problem(client.get("/runs"), 507)
+
+    def test_what_hangs_is_named_in_time_and_tried_once(
+        self, app: App, engine: ListeningEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        hung, polls = threading.Event(), []
+
+        def poll(run_id: str) -> None:
+            polls.append(run_id)
+            assert hung.wait(60)
+
+        engine.poll = poll  # type: ignore[method-assign]
+        client = ready_within(app, 0.1)
+        try:
+            for _ in range(3):
+                answer = client.get("/ready")
+                assert is_problem(answer, 503)
+                assert answer.json()["detail"] == "not ready: engine"
+                assert answer.json()["checks"]["engine"] == "no answer"
+            assert len(polls) == 1
+        finally:
+            hung.set()
+        eventually(lambda: client.get("/ready").status_code == 200)
+
+        facts = [vars(one) for one in caplog.records if one.getMessage() == "api.not_ready"]
+        assert {(one["dependency"], one["cause"]) for one in facts} == {
+            ("engine", "no answer in 0.1 s")
+        }
+
+    def test_storage_that_takes_requests_and_never_answers_is_named_and_the_database_is_ready(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(azure_blobs, "READ_TIMEOUT", 1)
+        monkeypatch.setattr(azure_blobs, "RETRIES", 0)
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+            storage = AZURITE.format(port=silent.getsockname()[1])
+            given = {"SCORING_DATA": str(tmp_path), "SCORING_STORAGE": storage}
+            with App(Settings.load(given)) as app:
+                api = ready_within(app, 0.5)
+                eventually(lambda: api.get("/ready").json()["checks"]["database"] == "ok")
+                checks = api.get("/ready").json()["checks"]
+                assert api.get("/health").status_code == 200
+                for thread in threading.enumerate():
+                    if thread.name.startswith("checks "):
+                        thread.join()
+
+        assert checks.pop("database") == "ok"
+        assert checks.keys() == {"blobs", "fleet", "engine"}
+        assert set(checks.values()) <= {"no answer", "busy or unreachable"}
+
+    def test_a_check_that_never_ends_is_begun_anew_in_the_end(
+        self, app: App, engine: ListeningEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hung, polls = threading.Event(), []
+
+        def poll(run_id: str) -> None:
+            polls.append(run_id)
+            if len(polls) == 1:
+                assert hung.wait(60)
+
+        engine.poll = poll  # type: ignore[method-assign]
+        monkeypatch.setattr(readiness, "ABANDONED", 0)
+        client = ready_within(app, 0.1)
+        try:
+            assert client.get("/ready").status_code == 503
+            eventually(lambda: client.get("/ready").status_code == 200)
+        finally:
+            hung.set()
+
+    def test_all_are_tried_at_once(self, app: App, engine: ListeningEngine) -> None:
+        together = threading.Barrier(2, timeout=20)
+        engine.poll = lambda _: together.wait()  # type: ignore[assignment,method-assign,return-value]
+        runs = app.queries.runs
+
+        def runs_of_both(limit: int) -> object:
+            together.wait()
+            return runs(limit)
+
+        app.queries.runs = runs_of_both  # type: ignore[assignment,method-assign]
+
+        assert ready_within(app, 30).get("/ready").status_code == 200
+
+    def test_what_fails_is_one_line_in_the_log_and_only_a_defect_has_a_traceback(
+        self, app: App, engine: ListeningEngine, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine.unreachable = True
+
+        def defect(_: int) -> None:
+            message = "secret of a statement"
+            raise RuntimeError(message)
+
+        app.queries.runs = defect  # type: ignore[assignment,method-assign]
+
+        checks = Client(create_api(app)).get("/ready").json()["checks"]
+
+        assert (checks["engine"], checks["database"]) == ("busy or unreachable", "unusable")
+        facts = [vars(one) for one in caplog.records if one.getMessage() == "api.not_ready"]
+        assert {(f["dependency"], f["cause"], bool(f["exc_info"])) for f in facts} == {
+            ("engine", "no route to https://secret.example", False),
+            ("database", "RuntimeError", True),
+        }
+
+    # azure-eventhub leaves a socket open whose connection the hub cut.
+    @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+    @pytest.mark.parametrize(
+        ("name", "says"), [("readings", "ok"), ("other", "not found"), ("", None)]
+    )
+    def test_the_event_hub_that_the_settings_name_is_tried(
+        self, app: App, name: str, says: str | None
+    ) -> None:
+        with AmqpServer(Hub("readings", 1)) as server:
+            way = server.connection_string if name else ""
+            app.settings = replace(app.settings, event_hub=name, event_hub_connection=way)
+
+            checks = Client(create_api(app)).get("/ready").json()["checks"]
+
+        assert checks.get("event_hub") == says
+
+    def test_an_event_hub_that_cannot_be_reached_is_named(self, app: App) -> None:
+        way = (
+            "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=k;SharedAccessKey=k;"
+            "UseDevelopmentEmulator=true"
+        )
+        app.settings = replace(app.settings, event_hub="readings", event_hub_connection=way)
+
+        answer = Client(create_api(app)).get("/ready").json()
+
+        assert answer["detail"] == "not ready: event_hub"
+        assert answer["checks"]["event_hub"] == "busy or unreachable"
 
     def test_a_fleet_is_checked(self, client: Client) -> None:
         found = client.get("/fleet/check").json()

@@ -183,7 +183,7 @@ class TestRows:
 
     @pytest.mark.parametrize(
         ("since", "until", "expected"),
-        [(1, 3, [2, 1]), (None, 1, [0]), (3, None, [3]), (3, 1, []), (9, None, [])],
+        [(1, 3, [2, 1]), (None, 1, [0]), (3, None, [3]), (3, 3, []), (9, None, [])],
     )
     def test_windows_of_a_range_include_its_begin_and_not_its_end(
         self,
@@ -315,3 +315,32 @@ class TestInjection:
         assert client.get(f"/anomalies?device={name}").status_code == 422
         assert client.get(f"/devices/{name}/sensors/s/windows").status_code == 422
         assert client.get(f"/devices/{'x' * 129}/sensors/s/windows").status_code == 422
+
+
+class TestRanges:
+    @pytest.mark.parametrize("path", ["/anomalies", "/devices/d1/sensors/s1/windows"])
+    def test_one_that_ends_before_it_begins_is_refused(
+        self, filled: App, client: Client, path: str
+    ) -> None:
+        early, late = instants.text(BEGIN), instants.text(BEGIN + MINUTE)
+
+        answer = client.get(path, since=late, until=early)
+
+        assert answer.status_code == 422
+        assert "since is later than until" in answer.json()["detail"]
+        assert client.get(path, since=early, until=early).json()["items"] == []
+
+
+class TestParameters:
+    @pytest.mark.parametrize("path", [*LISTS, "/health", "/runs/r1"])
+    def test_one_that_is_given_twice_is_refused(
+        self, filled: App, client: Client, path: str
+    ) -> None:
+        sign = "&" if "?" in path else "?"
+
+        answer = client.get(f"{path}{sign}limit=1&limit=2&cursor=a")
+
+        assert answer.status_code == 422
+        assert answer.json()["errors"] == [
+            {"where": "query.limit", "why": "is given more than once"}
+        ]

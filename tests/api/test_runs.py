@@ -8,7 +8,9 @@ import pytest
 
 from scoring import instants
 from scoring.adapters.sql.runs import SqlRunStore
+from scoring.api import runs
 from scoring.bootstrap import App
+from scoring.errors import Misconfigured
 from scoring.ports import LogTail
 from scoring.runs import RunState
 from tests.adapters.stores import MINUTE, windows_of
@@ -40,6 +42,22 @@ class TestStarting:
         shown = client.get(f"/runs/{run_id}").json()
         assert (shown["state"], shown["trigger"], shown["windows"]) == ("submitted", "http", 1)
 
+    def test_a_run_that_the_engine_refuses_is_told_all_the_same_and_shows_why(
+        self, app: App, client: Client, engine: ListeningEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(_: object) -> None:
+            raise Misconfigured(["Azure ML denies access"])
+
+        monkeypatch.setattr(engine, "submit", refuse)
+        fill(app, ("d1", "s1"))
+
+        answer = client.post("/runs")
+
+        assert answer.status_code == 202
+        shown = client.get(f"/runs/{answer.json()['run_id']}").json()
+        assert shown["state"] == "exported"
+        assert shown["cause"] == "not submitted yet: settings: Azure ML denies access"
+
     def test_nothing_pending_is_told_and_makes_no_run(self, client: Client) -> None:
         answer = client.post("/runs")
 
@@ -65,6 +83,15 @@ class TestStarting:
         run_id = client.post("/runs", body).json()["run_id"]
 
         assert [(d, n) for d, _, n in taken(app, run_id)] == expected
+
+    def test_a_range_that_ends_before_it_begins_is_refused(self, app: App, client: Client) -> None:
+        fill(app, ("a", "s"))
+
+        answer = client.post("/runs", {"since": at(2), "until": at(1)})
+
+        assert answer.status_code == 422
+        assert "since is later than until" in answer.json()["detail"]
+        assert client.get("/runs").json()["items"] == []
 
     @pytest.mark.parametrize("body", [{"devices": ["zz"]}, {"since": at(9)}, {"until": at(0)}])
     def test_a_scope_without_a_window_makes_no_run(
@@ -180,12 +207,23 @@ class TestIdempotency:
         store = SqlRunStore(app.database)
         store.release(store.run(first), 100)
         with app.database.write() as connection:
+            connection.exec_driver_sql("DELETE FROM run_parts")
             connection.exec_driver_sql("UPDATE runs SET state = 'claiming'")
 
         again = client.post("/runs", {"devices": ["b"]}, Idempotency_Key="k1").json()["run_id"]
 
         assert again == first
         assert taken(app, first) == [("b", "s", 0)]
+
+    def test_the_order_of_devices_makes_no_other_request(self, app: App, client: Client) -> None:
+        fill(app, ("a", "s"), ("b", "s"))
+        first = client.post("/runs", {"devices": ["a", "b"]}, Idempotency_Key="k1")
+
+        again = client.post("/runs", {"devices": ["b", "a", "b"]}, Idempotency_Key="k1")
+        other = client.post("/runs", {"devices": ["a"]}, Idempotency_Key="k1")
+
+        assert (first.status_code, again.status_code, other.status_code) == (202, 202, 409)
+        assert again.json() == first.json()
 
     def test_requests_of_one_key_at_once_make_one_run(self, app: App, client: Client) -> None:
         fill(app, ("a", "s"))
@@ -239,6 +277,17 @@ class TestShowing:
         ]
         assert [part["indexed_rows"] for part in shown["part"]] == [2]
         assert shown["created_at"].endswith("Z")
+
+    def test_a_run_says_whether_it_shows_all_its_parts(
+        self, app: App, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(app, ("a", "s"))
+        run_id = submitted(app)
+
+        assert client.get(f"/runs/{run_id}").json()["more_parts"] is False
+        monkeypatch.setattr(runs, "PARTS", 0)
+        shown = client.get(f"/runs/{run_id}").json()
+        assert (shown["parts"], shown["part"], shown["more_parts"]) == (1, [], True)
 
     def test_a_failed_run_shows_its_cause(self, app: App, client: Client) -> None:
         fill(app, ("a", "s"))

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from scoring.errors import Misconfigured
 from scoring.readings import FieldNames, ReadingDecoder
-from scoring.settings import PREFIX, Settings, duration
+from scoring.settings import PREFIX, HostSettings, Settings, duration, host_variables
+from tests.worker.host import SETTINGS
+
+WORKSPACE = (
+    "/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
+)
+CONNECTION = (
+    "Endpoint=sb://fleet.servicebus.windows.net/;SharedAccessKeyName=k;SharedAccessKey=hush=="
+)
+ODBC = "Driver={ODBC Driver 18 for SQL Server};Server=tcp:s,1433;UID=u;PWD={hu;s}}h}"
 
 SECOND, MINUTE = 1_000_000, 60_000_000
 
@@ -46,7 +55,6 @@ def test_every_setting_can_be_set() -> None:
         "STORAGE": "https://account.blob.core.windows.net",
         "CONTAINER": "elsewhere",
         "EVENT_HUB": "readings",
-        "EVENT_HUB_CONNECTION": "Endpoint=sb://fleet",
         "EVENT_HUB_NAMESPACE": "fleet.servicebus.windows.net",
         "EVENT_HUB_CONSUMER_GROUP": "mine",
         "EVENT_HUB_REPAIR_GROUP": "other",
@@ -60,7 +68,7 @@ def test_every_setting_can_be_set() -> None:
         "FIELD_TS": "time",
         "FIELD_VALUE": "reading",
         "ENGINE": "azure-ml",
-        "AZURE_ML_WORKSPACE": "/subscriptions/s",
+        "AZURE_ML_WORKSPACE": WORKSPACE,
         "AZURE_ML_DEADLINE": "5s",
         "PART_ROWS": "7",
         "PROCESSES": "3",
@@ -71,14 +79,17 @@ def test_every_setting_can_be_set() -> None:
         "MINI_BATCH_ERROR_THRESHOLD": "9",
     }
     loaded = Settings.load({PREFIX + key: text for key, text in texts.items()})
+    # The other way to the hub: there is one only.
+    of_connection = Settings.load({"SCORING_EVENT_HUB_CONNECTION": CONNECTION})
 
+    assert of_connection.event_hub_connection == CONNECTION
     assert loaded == Settings(
         data=Path(texts["DATA"]),
         database="postgresql://server/store",
         storage="https://account.blob.core.windows.net",
         container="elsewhere",
         event_hub="readings",
-        event_hub_connection="Endpoint=sb://fleet",
+        event_hub_connection="",
         event_hub_namespace="fleet.servicebus.windows.net",
         event_hub_consumer_group="mine",
         event_hub_repair_group="other",
@@ -92,7 +103,7 @@ def test_every_setting_can_be_set() -> None:
         field_ts="time",
         field_value="reading",
         engine="azure-ml",
-        azure_ml_workspace="/subscriptions/s",
+        azure_ml_workspace=WORKSPACE,
         azure_ml_deadline=5 * SECOND,
         part_rows=7,
         processes=3,
@@ -102,7 +113,7 @@ def test_every_setting_can_be_set() -> None:
         error_threshold=-1,
         mini_batch_error_threshold=9,
     )
-    assert set(texts) == {f.name.upper() for f in fields(Settings)}
+    assert {*texts, "EVENT_HUB_CONNECTION"} == {f.name.upper() for f in fields(Settings)}
     assert loaded.field_names == FieldNames("deviceId", "tag", "time", "reading")
 
 
@@ -233,3 +244,211 @@ def test_an_empty_window_is_left_to_the_store(text: str) -> None:
 )
 def test_a_flag_may_be_written_in_several_ways(text: str, flag: bool) -> None:
     assert Settings.load({"SCORING_RAW_SEGMENTS": text}).raw_segments is flag
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(
+            ("DATABASE", text)
+            for text in (
+                *("garbage", "mysql://u:hush@h/d", "postgresql:/u:hush@h", "Server=s;PWD=hush"),
+                *("Driver={x};PWD=hush", "postgresql://h:port/d", "Driver=hush;Server", " ", "a=b"),
+            )
+        ),
+        *(
+            ("STORAGE", text)
+            for text in (
+                *("garbage", "http://127.0.0.1:10000/hush", "https://", "https://a.b/c/d", "a=b"),
+                *("AccountName=a", "AccountKey=hush", "https://a.blob.example?sig=hush", "ftp://a"),
+                *("UseDevelopmentStorage=false", "HTTP://a.example"),
+            )
+        ),
+        *(
+            ("CONTAINER", t)
+            for t in ("Bad_Name!", "", "ab", "a" * 64, "a--b", "-ab", "abc-", "$web")
+        ),
+        *(("EVENT_HUB", text) for text in ("two words", "-a", "a/b", "a" * 257, "ü")),
+        *(
+            ("EVENT_HUB_CONNECTION", text)
+            for text in (
+                *("garbage", "Endpoint=sb://fleet", "SharedAccessKeyName=k;SharedAccessKey=hush"),
+                *(
+                    "Endpoint=https://h;SharedAccessKeyName=k;SharedAccessKey=hush",
+                    "Endpoint=hush;",
+                ),
+                "Endpoint=sb://h;SharedAccessKeyName=k",
+            )
+        ),
+        *(
+            ("EVENT_HUB_NAMESPACE", text)
+            for text in ("fleet", "https://a.b", "a.b:5671", "a..b", "no host.name", "a.b/")
+        ),
+        *(("EVENT_HUB_CONSUMER_GROUP", text) for text in ("", "two words", "$Other", "a" * 51)),
+        ("EVENT_HUB_REPAIR_GROUP", ""),
+        *(
+            ("AZURE_ML_WORKSPACE", text)
+            for text in ("garbage", "/subscriptions/s", WORKSPACE + "/x", WORKSPACE + " ")
+        ),
+        *(("PROCESSES", text) for text in ("10000000", "1025", "1_0", "-1", "1.5", "", "9" * 5000)),
+    ],
+)
+def test_what_has_not_the_form_of_its_setting_is_named_and_not_repeated(
+    key: str, text: str
+) -> None:
+    (problem,) = problems(**{key: text})
+
+    assert problem.startswith(f"SCORING_{key}: ")
+    assert "hush" not in problem
+    assert len(problem) < 200
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(
+            ("DATABASE", text)
+            for text in (
+                *("", ODBC, "postgresql://u:p%40:/[w@h:5432/d?sslmode=require", "sqlite:////tmp/a"),
+                *(
+                    "postgresql+psycopg://h/d",
+                    "postgresql:///d?host=/run/pg",
+                    "postgresql://[::1]/d",
+                ),
+                "driver=/opt/lib.so;;SERVER=s;Encrypt=yes; Network Address = a ;",
+            )
+        ),
+        *(
+            ("STORAGE", text)
+            for text in (
+                *("", "UseDevelopmentStorage=true", "https://127.0.0.1:10000/devstoreaccount1"),
+                *("https://a.blob.core.windows.net/", "AccountName=a;AccountKey=a2V5=="),
+                "BlobEndpoint=http://127.0.0.1:1/a;SharedAccessSignature=sv=1&sig=x",
+            )
+        ),
+        *(("CONTAINER", text) for text in ("abc", "a" * 63, "a-b-c", "007")),
+        *(("EVENT_HUB", text) for text in ("", "a", "Readings.v2_b-c")),
+        ("EVENT_HUB_CONNECTION", "Endpoint=sb://localhost:5672;SharedAccessSignature=s;"),
+        *(("EVENT_HUB_CONSUMER_GROUP", text) for text in ("$Default", "$default", "a.b-c_d")),
+        *(("AZURE_ML_WORKSPACE", text) for text in ("", WORKSPACE, WORKSPACE.lower() + "/")),
+        *(("PROCESSES", text) for text in ("0", "1024", " 7 ")),
+    ],
+)
+def test_every_form_that_a_setting_can_have_is_taken(key: str, text: str) -> None:
+    way = {"SCORING_EVENT_HUB_NAMESPACE": "fleet.example"} if key == "EVENT_HUB" else {}
+
+    Settings.load({PREFIX + key: text} | way)
+
+
+def test_an_event_hub_has_one_way_to_it() -> None:
+    both = {"EVENT_HUB_CONNECTION": CONNECTION, "EVENT_HUB_NAMESPACE": "fleet.example"}
+
+    assert problems(EVENT_HUB="a", **both) == [
+        "SCORING_EVENT_HUB_CONNECTION and SCORING_EVENT_HUB_NAMESPACE:"
+        " only one of them can be the way"
+    ]
+    assert problems(EVENT_HUB="a") == [
+        "SCORING_EVENT_HUB_CONNECTION or SCORING_EVENT_HUB_NAMESPACE is missing:"
+        " SCORING_EVENT_HUB needs one of them"
+    ]
+    assert problems(EVENT_HUB="a", EVENT_HUB_CONNECTION=f"{CONNECTION};EntityPath=b") == [
+        "SCORING_EVENT_HUB_CONNECTION: its EntityPath is another hub than SCORING_EVENT_HUB"
+    ]
+    assert len(problems(EVENT_HUB="a", EVENT_HUB_CONNECTION="garbage")) == 1
+
+
+def test_the_address_of_azurite_is_the_same_however_it_ends() -> None:
+    loaded = Settings.load({"SCORING_STORAGE": "UseDevelopmentStorage=true;"})
+
+    assert loaded.storage == "UseDevelopmentStorage=true"
+
+
+def host_problems(**variables: str) -> list[str]:
+    with pytest.raises(Misconfigured) as caught:
+        HostSettings.load(SETTINGS | variables)
+    return caught.value.problems
+
+
+class TestFunctionApp:
+    def test_everything_that_is_wrong_is_named_at_once_by_the_name_it_was_given_by(self) -> None:
+        found = host_problems(
+            EVENT_HUB="garbage",
+            EVENT_HUB_CONSUMER_GROUP="two words",
+            STORAGE="garbage",
+            REPAIR_SCHEDULE="garbage",
+            BLOB_TRIGGER_SOURCE="Queue",
+            SCORING_DATABASE="garbage",
+            SCORING_STORAGE="garbage",
+            SCORING_CONTAINER="Bad_Name!",
+            SCORING_PROCESSES="10000000",
+            SCORING_AZURE_ML_WORKSPACE="garbage",
+            SCORING_EVENT_HUB="other",
+            WATCH_SCHEDULE="",
+        )
+
+        assert sorted(problem.partition(":")[0] for problem in found) == [
+            "BLOB_TRIGGER_SOURCE",
+            "EVENT_HUB",
+            "EVENT_HUB_CONSUMER_GROUP",
+            "REPAIR_SCHEDULE",
+            "SCORING_AZURE_ML_WORKSPACE",
+            "SCORING_CONTAINER",
+            "SCORING_DATABASE",
+            "SCORING_EVENT_HUB and EVENT_HUB_NAME",
+            "SCORING_PROCESSES",
+            "SCORING_STORAGE",
+            "STORAGE",
+            "WATCH_SCHEDULE is missing",
+        ]
+
+    def test_gaps_cannot_be_repaired_from_another_hub_than_the_triggers(self) -> None:
+        way = SETTINGS["EVENT_HUB"]
+
+        assert host_problems(SCORING_EVENT_HUB="other") == [
+            "SCORING_EVENT_HUB and EVENT_HUB_NAME: two hubs, where one is needed"
+        ]
+        assert host_problems(EVENT_HUB=f"{way}EntityPath=other") == [
+            "EVENT_HUB: its EntityPath is another hub than EVENT_HUB_NAME",
+        ]
+        assert host_problems(SCORING_EVENT_HUB_CONNECTION=CONNECTION) == [
+            "SCORING_EVENT_HUB_CONNECTION and EVENT_HUB: two namespaces"
+        ]
+        assert host_problems(SCORING_EVENT_HUB_NAMESPACE="fleet.example") == [
+            "SCORING_EVENT_HUB_NAMESPACE and EVENT_HUB: two namespaces"
+        ]
+        HostSettings.load(SETTINGS | {"SCORING_EVENT_HUB": "readings"})
+        HostSettings.load(SETTINGS | {"SCORING_EVENT_HUB_CONNECTION": way.replace("=k", "=other")})
+
+    def test_what_is_empty_is_taken_from_the_host(self) -> None:
+        """An empty name would mean the embedded hub: no gap of the real one would be repaired."""
+        empty = dict.fromkeys(("SCORING_EVENT_HUB", "SCORING_EVENT_HUB_CONNECTION"), "")
+
+        loaded = Settings.load(host_variables(SETTINGS | empty))
+
+        assert loaded.event_hub == SETTINGS["EVENT_HUB_NAME"]
+        assert loaded.event_hub_connection == SETTINGS["EVENT_HUB"]
+
+    def test_in_azure_nothing_may_be_kept_on_an_instances_own_disk(self) -> None:
+        """Core Tools that fetched the app's settings is on a laptop all the same."""
+        azure = {"WEBSITE_SITE_NAME": "app"}
+        kept = {"SCORING_DATABASE": ODBC, "SCORING_STORAGE": "https://a.blob.core.windows.net"}
+
+        assert [p.partition(" ")[0] for p in host_problems(**azure)] == list(kept)
+        HostSettings.load(SETTINGS | azure | kept)
+        HostSettings.load(SETTINGS | azure | {"FUNCTIONS_CORETOOLS_ENVIRONMENT": "True"})
+
+    @pytest.mark.parametrize("text", ["0 */5 * * * *", "30 9-17 1,15 * MON-FRI *", "1.00:05:00"])
+    def test_a_schedule_is_of_fields_or_a_time_span(self, text: str) -> None:
+        HostSettings.load(SETTINGS | {"SUBMIT_SCHEDULE": text})
+
+    @pytest.mark.parametrize("text", ["every hour", "* * *", "0 0 0 0 0 0 0", "5min"])
+    def test_what_is_no_schedule_stops_the_start(self, text: str) -> None:
+        assert host_problems(SUBMIT_SCHEDULE=text) == [
+            "SUBMIT_SCHEDULE: is not a schedule of six fields such as 0 */5 * * * *"
+        ]
+
+    def test_the_storage_of_a_trigger_is_no_url(self) -> None:
+        assert "STORAGE__blobServiceUri" in host_problems(STORAGE="https://a.example")[0]
+        HostSettings.load(
+            SETTINGS | {"STORAGE": "UseDevelopmentStorage=true;DevelopmentStorageProxyUri=http://a"}
+        )

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scoring import instants
+from scoring import bootstrap, instants
+from scoring.adapters.blobs import FolderBlobs
+from scoring.api import create_api
 from scoring.bootstrap import App
-from scoring.errors import Misconfigured
+from scoring.errors import Misconfigured, StorageUnusable
 from scoring.fleet import Model, Training, train_model
 from scoring.hosting import HostedApp
 from scoring.settings import HostSettings, Settings
 from tests.adapters.engines import eventually
 from tests.amqp.hub import Hub
 from tests.amqp.server import AmqpServer
+from tests.api.conftest import Client
 from tests.worker.host import (
     HUB,
     ROOT,
@@ -479,20 +483,81 @@ def test_what_is_not_there_is_a_problem_detail(worker: Worker, path: str) -> Non
 # Many threads
 
 
-def test_a_part_that_many_threads_ask_for_is_built_once(tmp_path: Path) -> None:
-    together = threading.Barrier(8)
-    found: list[object] = []
+PARTS = (
+    *("database", "window", "blobs", "hub", "event_log", "engine", "shelf", "queries"),
+    *("ingest_store", "train", "import_models", "check_fleet", "submit", "watch"),
+    *("repair_gaps", "replay_rejects", "rebuild_windows"),
+)
+EVERY_APP = pytest.mark.parametrize("kind", [App, HostedApp])
 
-    def ask(app: HostedApp) -> None:
+
+def opened(kind: type[App], folder: Path) -> App:
+    return kind(
+        Settings.load(
+            {
+                "SCORING_DATA": str(folder),
+                "SCORING_EVENT_HUB": HUB,
+                "SCORING_EVENT_HUB_CONNECTION": SETTINGS["EVENT_HUB"],
+            }
+        )
+    )
+
+
+@EVERY_APP
+def test_parts_that_many_threads_ask_for_are_built_once_each(
+    tmp_path: Path, kind: type[App]
+) -> None:
+    together = threading.Barrier(2 * len(PARTS))
+    found: dict[str, list[object]] = {name: [] for name in PARTS}
+
+    def ask(app: App, name: str) -> None:
         together.wait()
-        found.append(app.database)
+        found[name].append(getattr(app, name))
 
-    with HostedApp(Settings.load({"SCORING_DATA": str(tmp_path)})) as app:
-        threads = [threading.Thread(target=ask, args=(app,)) for _ in range(8)]
+    with opened(kind, tmp_path) as app:
+        threads = [threading.Thread(target=ask, args=(app, name)) for name in 2 * PARTS]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-    assert len(found) == 8
-    assert len(set(map(id, found))) == 1
+    assert {len(both) for both in found.values()} == {2}
+    assert all(one is other for one, other in found.values())
+
+
+@EVERY_APP
+def test_a_part_that_hangs_in_being_built_holds_up_only_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[App]
+) -> None:
+    hangs, free = threading.Event(), threading.Event()
+
+    def hanging(root: Path) -> FolderBlobs:
+        hangs.set()
+        assert free.wait(60)
+        return FolderBlobs(root)
+
+    monkeypatch.setattr(bootstrap, "FolderBlobs", hanging)
+    with opened(kind, tmp_path) as app, ThreadPoolExecutor() as pool:
+        try:
+            blobs = pool.submit(lambda: app.blobs)
+            assert hangs.wait(60)
+            shelf = pool.submit(lambda: app.shelf)
+            answer = pool.submit(Client(create_api(app)).get, "/runs").result(30)
+            assert answer.status_code == 200
+            assert not blobs.done()
+            assert not shelf.done()
+        finally:
+            free.set()
+        assert shelf.result(30)
+        assert blobs.result(30) is app.blobs
+
+
+@EVERY_APP
+def test_a_part_that_could_not_be_built_is_tried_again(tmp_path: Path, kind: type[App]) -> None:
+    (tmp_path / "disk").write_text("in the way")
+    with opened(kind, tmp_path / "disk" / "data") as app:
+        for _ in range(2):
+            with pytest.raises(StorageUnusable):
+                _ = app.queries
+        (tmp_path / "disk").unlink()
+        assert app.queries.runs(1) == []

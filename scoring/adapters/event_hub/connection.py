@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from azure.core.exceptions import (
@@ -93,6 +93,20 @@ class EventHub:
         """Make a client that sends; close it after use."""
         client: EventHubProducerClient = self._client(EventHubProducerClient, {})
         return client
+
+    def check(self) -> None:
+        """Ask the hub for its properties, once; a hub that takes it and is silent is waited for.
+
+        Raises
+        ------
+        NotFound, Misconfigured, Transient
+            It is not there, refuses the credentials, or cannot be reached.
+        """
+        with (
+            translated_errors(f"event hub {self.name}"),
+            replace(self, retries=0).consumer(DEFAULT_GROUP) as client,
+        ):
+            client.get_eventhub_properties()
 
     def _client(self, kind: Any, options: dict[str, Any]) -> Any:
         options |= {

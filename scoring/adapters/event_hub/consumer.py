@@ -34,6 +34,9 @@ MAX_BATCH_SIZE = 1000
 LONGEST_WAIT = 5.0
 """Seconds between two attempts to ingest an event batch, at most but for a second of jitter."""
 
+_STORAGE: dict[str, Any] = {"connection_timeout": 5.0, "read_timeout": 15.0}
+"""Seconds: who owns what must be renewed within a minute, and the SDK's own are 20 and 60."""
+
 _BEGINNING = "-1"
 
 
@@ -52,11 +55,11 @@ def blob_checkpoints(account: str, container: str) -> BlobCheckpointStore:
         A connection string, or the account's URL: then signed in as `DefaultAzureCredential` does.
     """
     if not account.startswith(("https://", "http://")):
-        return BlobCheckpointStore.from_connection_string(account, container)
+        return BlobCheckpointStore.from_connection_string(account, container, **_STORAGE)
     # See `connection`: only this way in needs it.
     from azure.identity import DefaultAzureCredential  # noqa: PLC0415
 
-    return BlobCheckpointStore(account, container, credential=DefaultAzureCredential())
+    return BlobCheckpointStore(account, container, credential=DefaultAzureCredential(), **_STORAGE)
 
 
 @dataclass(kw_only=True)

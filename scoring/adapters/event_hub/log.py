@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
@@ -10,7 +10,7 @@ from azure.eventhub import EventData, EventHubConsumerClient
 
 from scoring.adapters.event_hub.connection import DEFAULT_GROUP, EventHub, translated_errors
 from scoring.adapters.event_hub.received import event_batch
-from scoring.errors import Misconfigured, Transient
+from scoring.errors import Misconfigured, NotFound, Transient
 from scoring.ledger import Range
 from scoring.readings import EventBatch, Partition
 
@@ -24,6 +24,9 @@ _Received = list[EventData] | Exception
 
 class EventHubLog:
     """Implements `ports.EventLog`.
+
+    A partition that the hub does not have, as one that was made anew with fewer of them, retains
+    nothing.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class EventHubLog:
     Misconfigured
         By every method: another hub's partition is asked for, or the credentials are refused.
     NotFound
-        The hub or the partition does not exist.
+        The hub or the consumer group does not exist.
     Conflict
         Another reader of the consumer group holds the partition.
     Transient
@@ -103,11 +106,22 @@ class EventHubLog:
                 f"partition {partition} is not of event hub {self._hub.name}, which is configured"
             )
             raise Misconfigured([what])
-        with translated_errors(f"event hub {partition}"), self._hub.consumer(self._group) as client:
-            found: dict[str, Any] = client.get_partition_properties(partition.id)
+        try:
+            found = self._ask(
+                partition, lambda client: client.get_partition_properties(partition.id)
+            )
+        except (NotFound, Misconfigured):
+            if partition.id in self._ask(partition, lambda client: client.get_partition_ids()):
+                raise
+            # It is the partition that is not there, and not the hub.
+            return None
         if found["is_empty"]:
             return None
         return found["beginning_sequence_number"], found["last_enqueued_sequence_number"]
+
+    def _ask(self, partition: Partition, question: Callable[[EventHubConsumerClient], Any]) -> Any:
+        with translated_errors(f"event hub {partition}"), self._hub.consumer(self._group) as client:
+            return question(client)
 
     def _stream(self, partition: Partition, first: int) -> "_Stream":
         # The interval is how long a thread of the client outlives it.

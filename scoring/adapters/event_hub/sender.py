@@ -1,15 +1,19 @@
 """Sending events to an event hub: in batches, one device's in one partition, from where it stopped.
 
 An event hub knows no idempotent senders. What was sent is confirmed batch by batch, and how much
-that is, is written down at once: after a crash, or when an answer was lost, at most one batch is
-sent twice.
+that is of each partition, is written down at once: after a crash, or when an answer was lost, at
+most one batch of each partition is sent twice, and none is left out.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import stamina
 from azure.eventhub import EventData, EventDataBatch, EventHubProducerClient
@@ -18,10 +22,16 @@ from scoring.adapters.event_hub.connection import EventHub, translated_errors
 from scoring.errors import Conflict, StorageUnusable, Transient
 
 Outgoing = tuple[str, bytes]
-"""A device's name, which is the partition key, and a body."""
+"""A device's name, which decides the partition, and a body."""
 
 GIVE_UP = 300.0
 """Seconds after which sending one batch is not tried again."""
+
+MAX_EVENTS = 1000
+"""Events of a batch: what one throughput unit takes in a second."""
+
+_UNDER_WAY = 16
+"""Batches that are sent at a time, each of another partition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,7 @@ class Oversized:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SendOutcome:
     """What became of the events.
 
@@ -45,19 +55,36 @@ class SendOutcome:
         Larger than the hub takes; not sent.
     """
 
-    sent: int
-    batches: int
-    skipped: int
+    sent: int = 0
+    batches: int = 0
+    skipped: int = 0
     oversized: list[Oversized] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class HubFacts:
+    """What tells a hub from another one of its name.
+
+    Attributes
+    ----------
+    created_at
+        A hub that was deleted and made again has another one.
+    partitions
+        Ids, in the hub's order.
+    """
+
+    created_at: str
+    partitions: tuple[str, ...]
+
+
 class SendProgress:
-    """How many of the events of one plan were confirmed, in a file.
+    """How many of each partition's events were confirmed, of one plan, in a file.
 
     Parameters
     ----------
     plan
-        What decides all events and their order; JSON. Another plan cannot go on from the file.
+        What decides all events, their order and where they go; JSON. Another plan cannot go on
+        from the file.
 
     Raises
     ------
@@ -72,14 +99,18 @@ class SendProgress:
         # As JSON reads it back: a tuple has become a list.
         self._plan = json.loads(json.dumps(plan, default=str))
         found = self._load()
-        if found["plan"] != self._plan:
-            message = f"{path} tells how far other events were sent: choose another file"
+        if other := _differing(found["plan"], self._plan):
+            message = (
+                f"{path} tells how far other events were sent, or to another hub"
+                f" ({', '.join(other)}): go on with the same, choose another --data,"
+                " or forget it with --restart"
+            )
             raise Conflict(message)
-        self.confirmed: int = found["confirmed"]
+        self.confirmed: dict[str, int] = found["confirmed"]
 
-    def confirm(self, events: int) -> None:
-        """Note that so many more events are done with."""
-        self.confirmed += events
+    def confirm(self, partition: str, events: int) -> None:
+        """Note that so many more events of a partition are done with."""
+        self.confirmed[partition] = self.confirmed.get(partition, 0) + events
         document = json.dumps({"plan": self._plan, "confirmed": self.confirmed})
         writing = self._path.with_name(f"{self._path.name}.writing")
         try:
@@ -92,19 +123,51 @@ class SendProgress:
     def _load(self) -> dict[str, Any]:
         try:
             found = json.loads(self._path.read_bytes())
-            return {"plan": found["plan"], "confirmed": int(found["confirmed"])}
+            confirmed = {str(key): int(count) for key, count in found["confirmed"].items()}
+            return {"plan": dict(found["plan"]), "confirmed": confirmed}
         except FileNotFoundError:
-            return {"plan": self._plan, "confirmed": 0}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            message = f"{self._path} does not tell how far events were sent: {error}"
+            return {"plan": self._plan, "confirmed": {}}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            message = (
+                f"{self._path} does not tell how far events were sent: {error};"
+                " --restart sends them all, from the first"
+            )
             raise StorageUnusable(message) from error
 
 
-class EventHubSender:
-    """Sends events with the device as partition key. A context manager: it closes the connection.
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Name what two plans do not agree on."""
+    missing = object()
+    names = dict.fromkeys([*wanted, *found])
+    return [name for name in names if found.get(name, missing) != wanted.get(name, missing)]
 
-    Each batch is confirmed before the next one is sent: a hub that throttles slows the sender
-    down, and nothing piles up in memory.
+
+@dataclass(slots=True)
+class _Lane:
+    """One partition: the batch that is being filled, and the one that is under way.
+
+    Attributes
+    ----------
+    skip
+        Events still to be left out: confirmed before.
+    settled
+        Events that the batch being filled settles: too large ones count to it.
+    """
+
+    partition: str
+    skip: int
+    batch: EventDataBatch | None = None
+    settled: int = 0
+    under_way: tuple[Future[None], EventDataBatch, int] | None = None
+
+
+class EventHubSender:
+    """Sends events, each device's in order into one partition. A context manager: it closes.
+
+    A batch is of a partition, which the device's name decides as in the simulation, and holds
+    many devices' events: one of a partition key would hold a single device's. While a batch of
+    a partition is under way the next one is filled, and no more: a hub that throttles slows the
+    sender down, and nothing piles up in memory.
 
     Parameters
     ----------
@@ -124,64 +187,63 @@ class EventHubSender:
         self._client: EventHubProducerClient = hub.producer()
         self._retry = stamina.RetryingCaller(attempts=None, timeout=give_up, wait_max=10.0)
 
+    @cached_property
+    def facts(self) -> HubFacts:
+        """Ask the hub what it is."""
+        return self._retry(Transient, self._ask)
+
     def send(
         self,
-        spans: Iterable[Sequence[Outgoing]],
+        chunks: Iterable[Iterable[Outgoing]],
         progress: SendProgress | None = None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> SendOutcome:
-        """Send events that were not confirmed before.
+        """Send events that were not confirmed before, in their order within each partition.
 
         Parameters
         ----------
-        spans
-            Events close in time. Within a span they go device by device, and so a span's length
-            is how late an event may come after another one of its partition; a device's own
-            events stay in order.
         advance
             Told how many events are done with, of all, after each batch.
         """
-        confirmed = progress.confirmed if progress else 0
-        sent, batches, done = 0, 0, confirmed
-        oversized: list[Oversized] = []
-        for place, device, bodies in _unsent(spans, confirmed):
-            for batch, size in self._batches(place, device, bodies, oversized):
-                if len(batch):
-                    self._retry(Transient, self._send, batch)
-                    sent, batches = sent + len(batch), batches + 1
-                if progress:
-                    progress.confirm(size)
-                done += size
-                advance(done)
-        return SendOutcome(sent, batches, confirmed, oversized)
+        before = progress.confirmed if progress else {}
+        lanes = [_Lane(one, before.get(one, 0)) for one in self.facts.partitions]
+        outcome = SendOutcome(skipped=sum(lane.skip for lane in lanes))
+        with ThreadPoolExecutor(min(len(lanes), _UNDER_WAY)) as pool:
+            sending = _Sending(self, pool, outcome, progress, advance)
+            try:
+                for place, (device, body) in enumerate(chain.from_iterable(chunks)):
+                    lane = lanes[crc32(device.encode()) % len(lanes)]
+                    sending.add(lane, Oversized(place, device, len(body)), body)
+                for lane in lanes * 2:
+                    # What is being filled goes out, and then all that is under way is waited for.
+                    sending.dispatch(lane)
+            finally:
+                sending.note_the_rest(lanes)
+        outcome.oversized.sort(key=lambda one: one.place)
+        return outcome
 
-    def _batches(
-        self, place: int, device: str, bodies: Sequence[bytes], oversized: list[Oversized]
-    ) -> Iterator[tuple[EventDataBatch, int]]:
-        """Fill batches, each with how many events it settles: too large ones count to it."""
-        batch, settled = self._batch(device), 0
-        for at, body in enumerate(bodies, place):
-            event = EventData(body)
-            if not _fits(batch, event):
-                if len(batch):
-                    yield batch, settled
-                    batch, settled = self._batch(device), 0
-                if not _fits(batch, event):
-                    oversized.append(Oversized(at, device, len(body)))
-            settled += 1
-        yield batch, settled
+    def batch(self, partition: str) -> EventDataBatch:
+        """Begin a batch; the first one asks the hub for its limit."""
+        return self._retry(Transient, self._create_batch, partition)
 
-    def _batch(self, device: str) -> EventDataBatch:
-        return self._retry(Transient, self._create_batch, device)
-
-    def _create_batch(self, device: str) -> EventDataBatch:
-        # The first one asks the hub for its limit.
-        with translated_errors(self._what):
-            return self._client.create_batch(partition_key=device)
-
-    def _send(self, batch: EventDataBatch) -> None:
+    def try_to_send(self, batch: EventDataBatch) -> None:
+        """Send a batch, once; may be called from several threads, each with another partition."""
+        # Each partition has a connection of its own, made under the client's lock.
         with translated_errors(self._what):
             self._client.send_batch(batch)
+
+    def send_again(self, batch: EventDataBatch) -> None:
+        """Send a batch, again and again until the hub takes it."""
+        self._retry(Transient, self.try_to_send, batch)
+
+    def _ask(self) -> HubFacts:
+        with translated_errors(self._what):
+            found = self._client.get_eventhub_properties()
+        return HubFacts(str(found["created_at"]), tuple(found["partition_ids"]))
+
+    def _create_batch(self, partition: str) -> EventDataBatch:
+        with translated_errors(self._what):
+            return self._client.create_batch(partition_id=partition)
 
     def __enter__(self) -> "EventHubSender":
         """Give the sender itself."""
@@ -192,26 +254,76 @@ class EventHubSender:
         self._client.close()
 
 
-def _fits(batch: EventDataBatch, event: EventData) -> bool:
-    """Add an event to a batch, if there is room."""
-    try:
-        batch.add(event)
-    except ValueError:
-        return False
-    return True
+@dataclass(slots=True)
+class _Sending:
+    """One call of `EventHubSender.send`; only the sending itself is in the pool's threads."""
 
+    sender: EventHubSender
+    pool: ThreadPoolExecutor
+    outcome: SendOutcome
+    progress: SendProgress | None
+    advance: Callable[[int], None]
+    done: int = 0
 
-def _unsent(
-    spans: Iterable[Sequence[Outgoing]], confirmed: int
-) -> Iterator[tuple[int, str, list[bytes]]]:
-    """Give each span's events by device, with the place of the first one; without the confirmed."""
-    place = 0
-    for span in spans:
-        by_device: dict[str, list[bytes]] = {}
-        for device, body in span:
-            by_device.setdefault(device, []).append(body)
-        for device, bodies in by_device.items():
-            done = min(max(confirmed - place, 0), len(bodies))
-            if done < len(bodies):
-                yield place + done, device, bodies[done:]
-            place += len(bodies)
+    def __post_init__(self) -> None:
+        self.done = self.outcome.skipped
+
+    def add(self, lane: _Lane, event: Oversized, body: bytes) -> None:
+        """Put an event into its partition's batch, and send that before, if it is full."""
+        if lane.skip:
+            lane.skip -= 1
+            return
+        data = EventData(body)
+        if not self._fits(lane, data):
+            self.dispatch(lane)
+            if not self._fits(lane, data):
+                self.outcome.oversized.append(event)
+        lane.settled += 1
+
+    def dispatch(self, lane: _Lane) -> None:
+        """See the batch that is under way through, and send the one that was filled."""
+        self._settle(lane)
+        if lane.batch is not None and lane.settled:
+            future = self.pool.submit(self.sender.try_to_send, lane.batch)
+            lane.under_way = future, lane.batch, lane.settled
+        lane.batch, lane.settled = None, 0
+
+    def note_the_rest(self, lanes: Iterable[_Lane]) -> None:
+        """Wait for what is under way when something else ended all, and note what arrived."""
+        for lane in lanes:
+            if lane.under_way and lane.under_way[0].exception() is None:
+                self._confirm(lane)
+
+    def _fits(self, lane: _Lane, event: EventData) -> bool:
+        if lane.batch is None:
+            lane.batch = self.sender.batch(lane.partition)
+        if len(lane.batch) >= MAX_EVENTS:
+            return False
+        try:
+            lane.batch.add(event)
+        except ValueError:
+            return False
+        return True
+
+    def _settle(self, lane: _Lane) -> None:
+        if lane.under_way is None:
+            return
+        future, batch, _ = lane.under_way
+        try:
+            future.result()
+        except Transient:
+            # Here and not in the pool: while the hub is busy nothing else is sent either.
+            self.sender.send_again(batch)
+        self._confirm(lane)
+        self.advance(self.done)
+
+    def _confirm(self, lane: _Lane) -> None:
+        if lane.under_way is None:
+            return
+        _, batch, settled = lane.under_way
+        lane.under_way = None
+        self.done += settled
+        self.outcome.sent += len(batch)
+        self.outcome.batches += bool(len(batch))
+        if self.progress:
+            self.progress.confirm(lane.partition, settled)
