@@ -1,5 +1,6 @@
 """The command that plans: what a fleet costs to score on an autoscaling cluster."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +27,16 @@ NOT_INCLUDED = (
 )
 
 
-def _time(help_: str) -> Any:
-    return typer.Option(help=help_, callback=check_duration)
+_NOTHING = re.compile(r"\s*0+(\.0+)?\s*(ms|s|min|h|d)?\s*")
+"""No time at all: a duration is longer than that elsewhere."""
+
+
+def _time(help_: str, *, none: bool = False) -> Any:
+    return typer.Option(help=help_, callback=_check_time if none else check_duration)
+
+
+def _check_time(text: str | None) -> str | None:
+    return text if text and _NOTHING.fullmatch(text) else check_duration(text)
 
 
 def _check_plot(path: Path | None) -> Path | None:
@@ -67,15 +76,17 @@ def plan(
         float, typer.Option(min=0, help="Network and book-keeping a part, a guess.")
     ] = 1.0,
     startup: Annotated[
-        str, _time("To allocate and boot a node and pull the image, a guess.")
+        str, _time("To allocate and boot a node and pull the image, a guess.", none=True)
     ] = "5min",
     billed_startup: Annotated[
-        str | None, _time("How much of --startup is billed; default: all.")
+        str | None, _time("How much of --startup is billed; default: all.", none=True)
     ] = None,
     overhead: Annotated[
-        str, _time("Of a job: pipeline, processes that open the fleet; a guess.")
+        str, _time("Of a job: pipeline, processes that open the fleet; a guess.", none=True)
     ] = "90s",
-    idle: Annotated[str, _time("How long the cluster keeps a node without work.")] = "120s",
+    idle: Annotated[
+        str, _time("How long the cluster keeps a node without work.", none=True)
+    ] = "120s",
     max_nodes: Annotated[
         int | None, typer.Option(min=1, help="The cluster's limit; default: none.")
     ] = None,
@@ -140,7 +151,7 @@ def _give(planned: "Planned", plot: Path | None, *, as_json: bool) -> None:
 def _seconds(text: str) -> float:
     from scoring.settings import duration
 
-    return duration(text) / 1e6
+    return 0.0 if _NOTHING.fullmatch(text) else duration(text) / 1e6
 
 
 def _measure(windows: int, part_rows: int) -> "Measured":

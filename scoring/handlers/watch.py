@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +14,8 @@ from scoring.ports import Blobs, Engine, EngineReport, EngineState, RunStore
 from scoring.runs import Part, RunState, ScoringRun, missing_parts, part_name
 
 _WITH_ENGINE = (RunState.SUBMITTED, RunState.RUNNING)
+
+_KEPT = "could not be followed: "
 
 log = logging.getLogger("scoring.watch")
 
@@ -97,6 +100,24 @@ class WatchRuns:
         return self.store.run(run_id)
 
     def _follow(self, run: ScoringRun, now: datetime) -> None:
+        try:
+            self._look(run, now)
+        except ScoringError as error:
+            # What keeps it is seen with the run, until a look goes well. The error itself counts
+            # for more than that it could not be noted.
+            with suppress(ScoringError):
+                self._note(run, f"{_KEPT}{error}")
+            raise
+        if run.cause:
+            self._note(run, "")
+
+    def _note(self, run: ScoringRun, cause: str) -> None:
+        """Say what keeps a run that is still where it was; the same again is not written."""
+        current = self.store.run(run.run_id)
+        if current.state == run.state and current.cause != cause:
+            self.store.note(run, cause)
+
+    def _look(self, run: ScoringRun, now: datetime) -> None:
         report = self.engine.poll(run.run_id)
         if report is None:
             # The answer to the submit was lost, or the engine died with the run: give it again.

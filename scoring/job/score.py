@@ -10,6 +10,7 @@ the platform's.
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,9 @@ from scoring.fleet import Fleet, score_part
 from scoring.predictions import INPUT_SCHEMA, PartSummary, read_table, summarise, write_table
 
 _log = logging.getLogger(__name__)
+
+_CANNOT_RENAME = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO, errno.EPERM})
+"""What mounts answer that know no renaming."""
 
 _THREAD_SETTINGS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -151,7 +155,14 @@ def _put(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     try:
         draft.write_bytes(data)
-        draft.replace(path)
+        try:
+            draft.replace(path)
+        except OSError as error:
+            if error.errno not in _CANNOT_RENAME:
+                raise
+            # A mount of blobs puts a file in place when it is closed: whole, and at once.
+            path.write_bytes(data)
+            draft.unlink(missing_ok=True)
     except OSError as error:
         with suppress(OSError):
             draft.unlink()

@@ -27,6 +27,9 @@ without AVX-512, and no node of a cluster, was tried.
 _MOST = 10**12
 """Of any number that is given; what comes of them is then a number, too."""
 
+_MOST_MODELS = 10**9
+"""Sensors of all devices together; more are a slip of the hand, and no fleet."""
+
 _ROUNDING = 1e-9
 """Relative; what floating point may add to a whole number before it is rounded up."""
 
@@ -64,6 +67,11 @@ class Demand:
         problems = _not_positive(self, names)
         if not problems and self.windows_per_hour * self.interval < HOUR * (1 - _ROUNDING):
             problems.append("the interval is shorter than a window: most runs had nothing to score")
+        if not problems and self.devices * self.sensors > _MOST_MODELS:
+            problems.append(
+                f"{self.devices:,} devices of {self.sensors:,} sensors are more than"
+                f" {_MOST_MODELS:,} models"
+            )
         if self.finish_within > self.interval:
             problems.append("finish_within is longer than the interval: runs would pile up")
         _refuse(problems)

@@ -11,11 +11,12 @@ import pytest
 
 from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
+from scoring.adapters.sql.runs import SqlRunStore
 from scoring.bootstrap import App
 from scoring.errors import Misconfigured, ScoringError, Transient
 from scoring.fleet import Model, Training, train_model
 from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
-from scoring.runs import RunState
+from scoring.runs import RunState, ScoringRun
 from scoring.settings import Settings
 from tests.adapters.stores import P0, partials, save
 
@@ -228,3 +229,65 @@ def test_a_run_that_cannot_be_submitted_says_why_until_it_is(
     assert waiting.cause == "not submitted yet: settings: no pipeline is published"
     shown = app.queries.run(waiting.run_id)
     assert (shown.state, shown.cause) == (RunState.RUNNING, "")
+
+
+def test_what_keeps_a_run_from_being_followed_is_seen_with_it_until_a_look_goes_well(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    app.watch(NOW, "000000")
+    going, engine.said[runs[0]] = engine.said[runs[0]], Misconfigured(["access is denied"])
+    for _ in range(2):
+        with pytest.raises(Misconfigured):
+            app.watch(NOW, "000000")
+    kept = app.queries.run(runs[0])
+    engine.said[runs[0]] = going
+    app.watch(NOW, "000000")
+
+    assert kept.state == RunState.RUNNING
+    assert kept.cause == "could not be followed: settings: access is denied"
+    shown = app.queries.run(runs[0])
+    assert (shown.state, shown.cause) == (RunState.RUNNING, "")
+
+
+def test_what_keeps_a_part_from_being_indexed_is_seen_with_the_run(
+    app: App, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: FolderBlobs, prefix: str) -> Iterator[BlobInfo]:
+        raise Transient("no route to " + prefix)
+
+    with monkeypatch.context() as patch, pytest.raises(Transient):
+        patch.setattr(FolderBlobs, "list", refuse)
+        app.watch(NOW, "000000")
+
+    assert "could not be followed: no route to" in app.queries.run(runs[0]).cause
+
+
+def test_an_error_that_is_noted_already_is_not_written_again(
+    app: App, engine: ScriptedEngine, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.said[runs[0]] = Transient("no route")
+    noted: list[str] = []
+    note = SqlRunStore.note
+
+    def count(self: SqlRunStore, run: ScoringRun, cause: str) -> None:
+        noted.append(cause)
+        note(self, run, cause)
+
+    monkeypatch.setattr(SqlRunStore, "note", count)
+    for _ in range(3):
+        with pytest.raises(Transient):
+            app.watch(NOW, "000000")
+
+    assert noted == ["could not be followed: no route"]
+
+
+def test_a_run_that_failed_after_all_has_the_cause_of_its_failure(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    engine.said[runs[0]] = Transient("no route")
+    with pytest.raises(Transient):
+        app.watch(NOW, "000000")
+    engine.said[runs[0]] = EngineReport(EngineState.FAILED, "out of memory")
+    app.watch(NOW, "000000")
+
+    assert app.queries.run(runs[0]).cause == "out of memory"

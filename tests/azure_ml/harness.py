@@ -79,15 +79,21 @@ def workspace_of(plane: ControlPlane, **options: Any) -> Workspace:
     return Workspace(plane.workspace_id, **{"wait": 0, **options})
 
 
-def publish_without_upload(plane: ControlPlane, blobs: Blobs, version: str = "1") -> Publication:
+def publish_without_upload(
+    plane: ControlPlane, blobs: Blobs, version: str = "1", *, by_identity: bool = False
+) -> Publication:
     """Put there what jobs are submitted to: all but what is in it."""
     inputs = {name: {"type": kind} for name, kind in _PORTS.items()}
     spec = {"inputs": inputs, "outputs": {"predictions": {"type": "uri_folder"}}}
     plane.put("components", (PIPELINE, version), {"componentSpec": spec})
     plane.put("computes", CLUSTER, {"computeType": "AmlCompute", "properties": {}})
+    store = {"datastoreType": "AzureBlob", "accountName": "devices", "containerName": "scoring"}
+    plane.put("datastores", DATASTORE, store | {"credentials": {"credentialsType": "None"}})
     workspace = workspace_of(plane)
     publication = Publication(
-        workspace.arm_id("components", PIPELINE, version), workspace.arm_id("computes", CLUSTER)
+        workspace.arm_id("components", PIPELINE, version),
+        workspace.arm_id("computes", CLUSTER),
+        by_identity=by_identity,
     )
     publication.write(blobs)
     return publication

@@ -1,5 +1,6 @@
 """Run history: what became of a job and of its steps, with error texts and log files."""
 
+import re
 import secrets
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +33,7 @@ class History:
             return Answer(body={"value": runs})
         not_found("Route", what)
 
-    def log(self, path: str, query: dict[str, str]) -> Answer:
+    def log(self, path: str, query: dict[str, str], wanted: str = "") -> Answer:
         """Give a log file to whoever has its signed address."""
         if query.get("sig") != self._signature:
             headers = {"x-ms-error-code": "AuthenticationFailed"}
@@ -42,7 +43,11 @@ class History:
         logs = (child or job).logs
         if file not in logs:
             return Answer(404, content=b"", headers={"x-ms-error-code": "BlobNotFound"})
-        return Answer(content=logs[file].encode(), headers={"Content-Type": "text/plain"})
+        content, headers = logs[file].encode(), {"Content-Type": "text/plain"}
+        # As Blob does: no other form of a range is known there.
+        if match := re.fullmatch(r"bytes=(\d+)-", wanted):
+            return Answer(206, content=content[int(match[1]) :], headers=headers)
+        return Answer(content=content, headers=headers)
 
     def _find(self, name: str) -> tuple[Job, Child | None]:
         for job in self._jobs.items.values():

@@ -79,9 +79,13 @@ _JSON: Final[dict[Any, tuple[tuple[type, ...], str]]] = {
     fields.Dict: ((dict,), "an object"),
     fields.List: ((list,), "an array"),
 }
-# What the SDK writes of every step, beside what the YAML of its type has.
+# What the SDK writes of every step, beside what the YAML of its type has; the identity is there,
+# too, but written otherwise.
 _NODE: Final = frozenset(
-    ["name", "display_name", "tags", "componentId", "computeId", "inputs", "outputs", "_source"]
+    {
+        *("name", "display_name", "tags", "componentId", "computeId", "inputs", "outputs"),
+        *("identity", "_source"),
+    }
 )
 _TYPES: Final = sorted(one for name, one in vars(NodeType).items() if re.match("[A-Z]", name))
 _YAML: Final[dict[str, Any]] = {
@@ -241,6 +245,11 @@ def _node(at: str, node: dict[str, Any]) -> Iterator[str]:
     yield from _one_of(f"{at}.type", _TYPES, node.get("type"))
     for name, model in (("inputs", models.JobInput), ("outputs", models.JobOutput)):
         yield from _objects(f"{at}.{name}", node.get(name, {}), partial(_port, model))
+    if node.get("identity") is not None:
+        at_identity = f"{at}.identity"
+        yield from _mistyped(at_identity, dict, node["identity"]) or _model(
+            at_identity, models.IdentityConfiguration, _camel(node["identity"])
+        )
     if not _ASSET.match(str(node.get("componentId"))):
         yield f"{at}.componentId: {node.get('componentId')!r} is not an asset's id"
     if node.get("type") == NodeType.PARALLEL:
@@ -258,8 +267,11 @@ def _port(model: type, at: str, port: dict[str, Any]) -> Iterator[str]:
         yield from (f"{at}.{name}: unknown property" for name in port if name not in known)
         yield from _value(f"{at}.value", str, port.get("value"))
     else:
-        camel = {re.sub("_(.)", lambda m: m[1].upper(), name): one for name, one in port.items()}
-        yield from _model(at, model, camel)
+        yield from _model(at, model, _camel(port))
+
+
+def _camel(value: dict[str, Any]) -> dict[str, Any]:
+    return {re.sub("_(.)", lambda m: m[1].upper(), name): one for name, one in value.items()}
 
 
 def _fields(at: str, schema: Schema, data: dict[str, Any]) -> Iterator[str]:

@@ -34,9 +34,9 @@ class Service:
             return self.workspace.answer(call)
         if call.host == API_HOST:
             return self._api(call)
-        if call.host == LOG_HOST and call.method == "GET":
+        if call.host == LOG_HOST and call.method in {"GET", "HEAD"}:
             with self.workspace.lock:
-                return self.history.log(call.path, call.query)
+                return self.history.log(call.path, call.query, call.headers.get("range", ""))
         if call.host == self.storage.host:
             return self._blobs(call)
         if call.host == "" and call.path == "/msi/token" and call.method == "GET":

@@ -1,6 +1,7 @@
 """The engine on Azure ML, over the real SDK, against a service that misbehaves."""
 
 import gc
+import json
 import random
 import shutil
 import subprocess
@@ -16,10 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from azure.core.exceptions import ServiceRequestError
+from azure.core.exceptions import AzureError, ServiceRequestError
 
 from scoring import instants
 from scoring.adapters.azure_ml.engine import AzureMLEngine
+from scoring.adapters.azure_ml.fleets import register_fleet
+from scoring.adapters.azure_ml.publication import Publication, check_run, mark_run
+from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.adapters.blobs import FolderBlobs
 from scoring.bootstrap import App, nonce
 from scoring.errors import Conflict, Misconfigured, ScoringError, Transient
@@ -86,6 +90,27 @@ class TestSubmit:
         assert job["settings"]["force_rerun"] is True
         assert job["settings"]["default_compute"] == f"{workspace}/computes/scoring"
         assert job["tags"] == {"run": "r1", "input": order.input_prefix, "fleet": FLEET}
+
+    def test_where_the_datastore_has_no_key_the_job_acts_as_its_cluster(
+        self, system: System
+    ) -> None:
+        system.submitted("r1")
+        publish_without_upload(system.plane, system.blobs, by_identity=True)
+        system.submitted("r2")
+
+        jobs = system.plane.jobs
+        assert jobs["r1"].properties.get("identity") is None
+        assert jobs["r2"].properties["identity"] == {"identityType": "Managed"}
+
+    def test_a_publication_of_before_there_were_identities_is_read(self, system: System) -> None:
+        name = "azure-ml/publication.json"
+        said = json.loads(system.blobs.read(name)[0])
+        del said["by_identity"]
+        system.blobs.write(name, json.dumps(said).encode())
+
+        system.submitted()
+
+        assert system.plane.created_jobs == ["r1"]
 
     def test_a_run_submitted_twice_is_one_job(self, system: System) -> None:
         order = system.submitted()
@@ -278,6 +303,14 @@ class TestFleets:
 
         assert [record.name for record in caplog.records if "azure.ai.ml" in record.name] == []
 
+    def test_a_fleet_is_not_registered_where_nothing_is_published(
+        self, plane: ControlPlane
+    ) -> None:
+        with pytest.raises(Misconfigured, match=r"no datastore scoring_blobs.*`azure-ml publish`"):
+            register_fleet(workspace_of(plane), FLEET)
+
+        assert plane.models == {}
+
     def test_ten_processes_that_register_a_fleet_at_once_all_succeed(self, system: System) -> None:
         engines = [system.new_engine() for _ in range(10)]
 
@@ -394,6 +427,27 @@ class TestFailure:
 
         assert tail.text == log[-64 * 1024 :]
 
+    def test_of_a_long_log_no_more_than_its_end_is_sent(self, system: System) -> None:
+        system.submitted()
+        log = "0123456789" * 20_000
+        system.plane.fail("r1", "Oh no", {"user_logs/std_log_0.txt": log})
+
+        system.report()
+
+        asked = [one for one in system.plane.requests if one.host.startswith("fleetlogs")]
+        assert [one.method for one in asked] == ["HEAD", "GET"]
+        assert (asked[1].headers["range"], asked[1].status) == ("bytes=134464-", 206)
+
+    def test_a_log_whose_length_is_not_told_is_read_from_its_start(self, system: System) -> None:
+        system.submitted()
+        log = "0123456789" * 20_000
+        system.plane.fail("r1", "Oh no", {"user_logs/std_log_0.txt": log})
+        system.plane.fault(method="HEAD", host="fleetlogs", status=405, times=None)
+
+        (tail,) = system.report().logs
+
+        assert tail.text == log[-64 * 1024 :]
+
     def test_of_many_logs_those_are_kept_that_say_most(self, system: System) -> None:
         system.submitted()
         logs = {f"system_logs/{number}.log": "" for number in range(20)}
@@ -494,13 +548,42 @@ class TestFailure:
 
         assert system.report().cause == "score: Oh no"
 
-    def test_a_history_that_is_forbidden_is_a_setting_to_mend(self, system: System) -> None:
+    def test_a_job_whose_history_is_forbidden_has_failed_and_says_why_no_more_is_known(
+        self, system: System
+    ) -> None:
         system.submitted()
-        system.plane.fail("r1", "Oh no")
+        system.plane.fail("r1", "Oh no", {"user_logs/std_log_0.txt": "it did not work"})
         system.plane.fault(path="/history/", status=403, times=None)
 
-        with pytest.raises(Misconfigured, match="denies access to history of job r1"):
-            system.report()
+        report = system.report()
+
+        assert (report.state, report.logs) == (EngineState.FAILED, ())
+        assert report.cause.startswith("failed; why could not be read: ")
+        assert "denies access to history of job r1" in report.cause
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/history/", ["r1"]),
+            ("/history/", {"value": ["r1"]}),
+            ("/history/", {"value": [{"status": "Failed"}]}),
+            ("/history/", {"error": "Oh no"}),
+            ("/history/", "<html>"),
+            ("/discovery", {"api": "https://westeurope.api.azureml.ms"}),
+            ("/discovery", ["https://westeurope.api.azureml.ms"]),
+        ],
+    )
+    def test_a_history_of_another_form_is_no_reason_not_to_tell_that_a_job_failed(
+        self, system: System, path: str, body: Any
+    ) -> None:
+        system.submitted()
+        system.plane.fail("r1", "Oh no")
+        system.plane.fault(path=path, status=200, body=body, times=None)
+
+        report = system.report()
+
+        assert (report.state, report.logs) == (EngineState.FAILED, ())
+        assert report.cause.startswith("failed; why could not be read: ")
 
     def test_a_job_whose_history_is_gone_has_failed_all_the_same(self, system: System) -> None:
         system.submitted()
@@ -614,6 +697,29 @@ class TestDeadline:
 
         assert system.report().state == EngineState.COMPLETED
 
+    def test_a_job_that_is_found_canceled_over_its_deadline_has_failed_by_it(
+        self, system: System
+    ) -> None:
+        # By a look that could not write down what it had done.
+        system.submitted()
+        system.now += DEADLINE + timedelta(minutes=1)
+        system.report()
+        system.plane.set_status("r1", "Canceled")
+
+        report = system.report()
+
+        assert report.state == EngineState.FAILED
+        assert report.cause == "not done within 2:00:00: canceled at the deadline"
+
+    def test_a_job_that_is_found_canceled_within_its_deadline_was_canceled(
+        self, system: System
+    ) -> None:
+        system.submitted()
+        system.plane.set_status("r1", "Canceled")
+        system.now += DEADLINE - timedelta(minutes=1)
+
+        assert system.report().state == EngineState.CANCELED
+
     def test_a_deadline_that_the_service_did_not_hear_of_is_told_it_again(
         self, system: System
     ) -> None:
@@ -626,6 +732,73 @@ class TestDeadline:
 
         assert system.report().state == EngineState.FAILED
         assert system.plane.jobs["r1"].cancels == 1
+
+
+class TestAnotherWorkspace:
+    """The setting that names the workspace is changed while a run is under way."""
+
+    @pytest.fixture
+    def moved(self, system: System) -> AzureMLEngine:
+        """Give an engine whose setting names a workspace that is not there."""
+        elsewhere = Workspace(f"{system.plane.workspace_id}2", wait=0)
+        return AzureMLEngine(elsewhere, system.blobs, DEADLINE)
+
+    def test_a_run_is_no_second_job_there(self, system: System, moved: AzureMLEngine) -> None:
+        order = system.submitted()
+        here = Publication.read(system.blobs)
+        pipeline = here.pipeline.replace("workspaces/fleet/", "workspaces/fleet2/")
+        replace(here, pipeline=pipeline).write(system.blobs)
+        model = system.plane.models[MODEL].rest()
+        system.plane.fault(path="/workspaces/fleet2/models/", status=200, body=model)
+
+        with pytest.raises(Conflict, match=r"workspaces/fleet, .*workspaces/fleet2"):
+            moved.submit(order)
+
+        assert not any("fleet2/jobs" in one.path for one in system.plane.requests)
+
+    @pytest.mark.parametrize("ask", ["poll", "cancel"])
+    def test_a_run_that_another_workspace_has_is_not_unknown_there(
+        self, system: System, moved: AzureMLEngine, ask: str
+    ) -> None:
+        system.submitted()
+
+        with pytest.raises(Conflict, match=r"r1 .*workspaces/fleet, .*workspaces/fleet2"):
+            getattr(moved, ask)("r1")
+
+        assert system.plane.jobs["r1"].status == "NotStarted"
+
+    @pytest.mark.parametrize("ask", ["poll", "cancel"])
+    def test_in_a_workspace_that_does_not_exist_no_run_is_unknown(
+        self, moved: AzureMLEngine, ask: str
+    ) -> None:
+        with pytest.raises(
+            Misconfigured, match=r"SCORING_AZURE_ML_WORKSPACE: there is no .*fleet2"
+        ):
+            getattr(moved, ask)("r1")
+
+    def test_what_is_published_elsewhere_is_to_be_published_there_first(
+        self, moved: AzureMLEngine
+    ) -> None:
+        with pytest.raises(Misconfigured, match="`azure-ml publish` does it there"):
+            moved.submit(order_of("r1"))
+
+    def test_a_workspaces_id_is_the_same_in_any_case(self, system: System) -> None:
+        system.submitted()
+        shouted = Workspace(system.plane.workspace_id.replace("resourceGroups", "RESOURCEGROUPS"))
+
+        check_run(system.blobs, "r1", shouted.id)
+        mark_run(system.blobs, "r1", shouted.id)
+
+    def test_a_run_that_this_workspace_lost_is_unknown_and_becomes_a_job_again(
+        self, system: System
+    ) -> None:
+        order = system.submitted()
+        del system.plane.jobs["r1"]
+
+        assert system.engine.poll("r1") is None
+        system.engine.submit(order)
+
+        assert list(system.plane.jobs) == ["r1"]
 
 
 class TestWeather:
@@ -718,6 +891,15 @@ class TestIdentity:
             system.submitted()
         with pytest.raises(Misconfigured):
             system.report()
+
+
+def test_an_error_has_no_colors(plane: ControlPlane) -> None:
+    def refuse(_: object) -> None:
+        message = "\x1b[1m\x1b[31mError: \x1b[0mno such file"
+        raise AzureError(message)
+
+    with pytest.raises(ScoringError, match="refused component: Error: no such file"):
+        workspace_of(plane).ask("component", refuse)
 
 
 def test_a_signature_is_in_no_error(plane: ControlPlane) -> None:
@@ -822,6 +1004,7 @@ class TestTimers:
 
         _at_once(10, fire)
         system.plane.chaos(seed, 0)
+        system.plane.faults.clear()
         with self._app(folder, system) as app:
             assert app.submit("timer", FLEET, now, nonce()) is None
             (run,) = app.watch(now, nonce())

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from azure.storage.blob import BlobServiceClient, ContainerClient
+from typer.testing import CliRunner
 
 import scoring
 from scoring import instants
@@ -24,11 +25,13 @@ from scoring.adapters.azure_ml import components
 from scoring.adapters.azure_ml.components import COMPONENT, ENVIRONMENT, PIPELINE, JobRules
 from scoring.adapters.azure_ml.engine import AzureMLEngine
 from scoring.adapters.azure_ml.publication import Publication
-from scoring.adapters.azure_ml.publishing import Plan, publish
+from scoring.adapters.azure_ml.publishing import Plan, Published, publish
 from scoring.adapters.azure_ml.resources import Cluster, StorageAccount
+from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.bootstrap import App, nonce
+from scoring.cli.azure_ml import azure_ml_app
 from scoring.errors import Conflict, Misconfigured, ScoringError, Transient
 from scoring.fleet import Model, Training, train_model
 from scoring.ports import BlobInfo, EngineReport, EngineState, ScoringOrder
@@ -38,6 +41,7 @@ from scoring.settings import Settings
 from tests.adapters.engines import order_of
 from tests.azure_ml.harness import CALM_SDK, DEADLINE, control_plane, workspace_of
 from tests.azure_ml.plane import ControlPlane, Fault
+from tests.azure_ml.workspace import PRINCIPAL
 from tests.servers import azurite, azurite_program
 
 pytestmark = [*CALM_SDK]
@@ -358,7 +362,7 @@ class TestVersions:
 
         again = made(plane, blobs)
 
-        assert kinds(again) == [*steps, "deployment", "default", "publication"]
+        assert kinds(again) == [*steps, "deployment", "default", "publication", "removal"]
         second = Publication.read(blobs)
         assert second.pipeline != first.pipeline
         ids = [resource.id for resource in plane.components.values()]
@@ -381,7 +385,7 @@ class TestVersions:
         assert kinds(again)[:2] == ["component", "component"]
         assert len(plane.codes) == 1
 
-    def test_the_version_before_is_published_again_without_making_anything_new(
+    def test_the_version_before_is_published_again_as_the_version_it_was(
         self, plane: ControlPlane, blobs: FolderBlobs
     ) -> None:
         made(plane, blobs)
@@ -390,7 +394,7 @@ class TestVersions:
 
         again = made(plane, blobs)
 
-        assert kinds(again) == ["default", "publication"]
+        assert kinds(again) == ["deployment", "default", "publication", "removal"]
         assert Publication.read(blobs) == first
 
 
@@ -426,7 +430,8 @@ class TestResources:
     ) -> None:
         made(plane, blobs)
 
-        with pytest.raises(Conflict, match=r"(?i)Standard_F4s_v2.*Standard_F8s_v2"):
+        way_out = r"(?i)Standard_F4s_v2.*Standard_F8s_v2: `--cluster` names another one"
+        with pytest.raises(Conflict, match=way_out):
             made(plane, blobs, replace(PLAN, cluster=Cluster(size="Standard_F8s_v2")))
 
     @pytest.mark.parametrize(
@@ -482,12 +487,104 @@ class TestResources:
         assert kept.properties["credentials"] == {"credentialsType": "None"}
         assert kept.secrets == {}
 
+    def test_without_a_key_jobs_and_callers_of_the_endpoint_act_as_their_cluster(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        by_key = _step(plane, blobs)
+        made(plane, blobs, replace(PLAN, storage=StorageAccount(ACCOUNT, "scoring"), endpoint=""))
+
+        assert by_key.get("identity") is None
+        # Of the job alone it would not be heard: it is a pipeline component's step that runs.
+        assert _step(plane, blobs)["identity"] == {"identity_type": "Managed"}
+        assert Publication.read(blobs).by_identity
+        AzureMLEngine(workspace_of(plane), blobs, DEADLINE).submit(order_of("r1"))
+        assert plane.jobs["r1"].properties["identity"] == {"identityType": "Managed"}
+
+    def test_a_key_that_was_rotated_is_put_into_the_datastore(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+
+        again = made(
+            plane, blobs, replace(PLAN, storage=StorageAccount(ACCOUNT, "scoring", "bmV3"))
+        )
+
+        assert kinds(again) == ["datastore"]
+        assert plane.datastores["scoring_blobs"].secrets["key"] == "bmV3"
+
+    def test_a_key_that_may_not_be_seen_is_put_into_the_datastore(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        plane.fault(path="/listSecrets$", status=403)
+
+        assert kinds(made(plane, blobs)) == ["datastore"]
+
+    def test_a_cluster_without_an_identity_gets_one_where_there_is_no_key_and_keeps_others(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        cluster = plane.computes["scoring"]
+        group = plane.workspace_id.partition("/providers/")[0]
+        other = f"{group}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/puller"
+        cluster.body["identity"] = {"type": "UserAssigned", "userAssignedIdentities": {other: {}}}
+        assert made(plane, blobs) == []
+        keyless = replace(PLAN, storage=StorageAccount(ACCOUNT, "scoring"), endpoint="")
+
+        assert "cluster" in kinds(made(plane, blobs, keyless))
+
+        identity = plane.computes["scoring"].body["identity"]
+        assert identity["type"] == "SystemAssigned,UserAssigned"
+        assert list(identity["userAssignedIdentities"]) == [other]
+        assert made(plane, blobs, keyless) == []
+
+    def test_without_a_key_the_clusters_principal_is_told(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        keyless = replace(PLAN, storage=StorageAccount(ACCOUNT, "scoring"), endpoint="")
+
+        notes = [step.note for step in publish(workspace_of(plane), blobs, keyless) if step.note]
+
+        assert notes == [f"cluster scoring: principal id {PRINCIPAL}"]
+        assert [step.note for step in publish(workspace_of(plane), blobs, PLAN) if step.note] == []
+
+    def test_deployments_of_others_and_the_default_of_somebody_stay(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        current = plane.deployments["fleet-scoring", _default(plane)].properties
+        for name in ("v0123456789abcdef", "mine", "v1"):
+            plane.put("deployments", ("fleet-scoring", name), dict(current))
+
+        assert made(plane, blobs, dry_run=True) == [
+            "removal of deployment v0123456789abcdef of batch endpoint fleet-scoring"
+        ]
+        assert kinds(made(plane, blobs)) == ["removal"]
+
+        left = {one.name for one in plane.deployments.values()}
+        assert left == {"mine", "v1", _default(plane)}
+        assert made(plane, blobs) == []
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    def test_a_workspace_that_does_not_exist_is_said_before_anything_is_made(
+        self, plane: ControlPlane, blobs: FolderBlobs, dry_run: bool
+    ) -> None:
+        workspace = Workspace(f"{plane.workspace_id}2", wait=0)
+
+        with pytest.raises(
+            Misconfigured, match=r"SCORING_AZURE_ML_WORKSPACE: there is no .*fleet2"
+        ):
+            next(publish(workspace, blobs, PLAN, dry_run=dry_run))
+
+        assert len(plane.requests) == len([one for one in plane.requests if one.method == "GET"])
+
     def test_a_datastore_gets_a_key_where_it_had_none(
         self, plane: ControlPlane, blobs: FolderBlobs
     ) -> None:
         made(plane, blobs, replace(PLAN, storage=StorageAccount(ACCOUNT, "scoring")))
 
-        assert kinds(made(plane, blobs)) == ["datastore"]
+        assert kinds(made(plane, blobs))[0] == "datastore"
         assert plane.datastores["scoring_blobs"].secrets["key"] == "a2V5"
 
     def test_an_endpoint_moves_to_the_next_version(
@@ -500,10 +597,18 @@ class TestResources:
 
         second = _default(plane)
         assert second != first
-        assert set(plane.deployments) == {("fleet-scoring", first), ("fleet-scoring", second)}
+        assert set(plane.deployments) == {("fleet-scoring", second)}
         deployed = plane.deployments["fleet-scoring", second].properties
         component = deployed["deploymentConfiguration"]["componentId"]["assetId"]
         assert component == Publication.read(blobs).pipeline
+
+
+def _step(plane: ControlPlane, blobs: FolderBlobs) -> dict[str, Any]:
+    """Give the one step of the pipeline that is published."""
+    version = Publication.read(blobs).pipeline.rpartition("/")[2]
+    jobs = plane.components[PIPELINE, version].properties["componentSpec"]["jobs"]
+    step: dict[str, Any] = jobs["score"]
+    return step
 
 
 def _default(plane: ControlPlane) -> str:
@@ -576,6 +681,40 @@ class TestCommandLine:
         assert "datastore scoring_blobs" in line
         assert "'other'" in line
 
+    def test_without_a_key_the_last_line_is_the_clusters_principal(
+        self, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        steps = [Published("cluster scoring", made=True, note="cluster scoring: principal id p")]
+        monkeypatch.setattr(App, "publish", lambda *_, **__: iter(steps))
+        monkeypatch.setenv("SCORING_DATA", str(tmp_path))
+
+        text = CliRunner().invoke(azure_ml_app, ["publish"])
+        told = CliRunner().invoke(azure_ml_app, ["publish", "--json"])
+
+        assert text.output.splitlines()[-1] == "cluster scoring: principal id p"
+        assert json.loads(told.output)["steps"][0]["note"] == "cluster scoring: principal id p"
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--cluster", "ab"),
+            ("--cluster", "a b"),
+            ("--cluster", ""),
+            ("--cluster", "scoring-2"),
+            ("--cluster", "a" * 25),
+            ("--endpoint", "a_b"),
+            ("--endpoint", "1ab"),
+            ("--endpoint", "a" * 33),
+        ],
+    )
+    def test_a_name_that_the_service_does_not_take_is_wrong_usage(
+        self, options: tuple[str, str]
+    ) -> None:
+        done = CliRunner().invoke(azure_ml_app, ["publish", *options])
+
+        assert done.exit_code == 2
+        assert options[0] in done.output
+
     def test_a_missing_identity_is_one_line(self, plane: ControlPlane, command: Command) -> None:
         plane.tokens.denied = True
 
@@ -591,6 +730,10 @@ class TestCommandLine:
         with App(Settings.load({"SCORING_STORAGE": storage, "SCORING_DATA": str(tmp_path)})) as app:
             version = fleet_of(app)
 
+        store = {"datastoreType": "AzureBlob", "accountName": ACCOUNT, "containerName": "scoring"}
+        plane.put(
+            "datastores", "scoring_blobs", store | {"credentials": {"credentialsType": "None"}}
+        )
         first = command("fleet", "publish")
         second = command("fleet", "publish", "--json")
         unknown = command("fleet", "publish", "--version", "unknown")

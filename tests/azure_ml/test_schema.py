@@ -66,6 +66,7 @@ def pipeline_job() -> Any:
         step = component(fleet=fleet, run_id=run_id)
         step.environment_variables = {"A": "b"}
         step.resources = {"instance_count": 2}
+        step.identity = {"type": "managed"}
         return {"predictions": step.outputs.predictions}
 
     fleet = Input(type="uri_folder", path="azureml://datastores/d/paths/p")
@@ -196,6 +197,13 @@ STEP: Final = "properties.jobs.step"
     ("name", "where", "value", "problem"),
     [
         ("cluster", "properties.size", "D2", "unknown property"),
+        (
+            "pipeline job",
+            f"{STEP}.identity",
+            {"type": "managed"},
+            "None is not one of AMLToken, Man",
+        ),
+        ("pipeline job", f"{STEP}.identity", "managed", "'managed' is not an object"),
         ("cluster", "properties.properties.vmSize", 2, "2 is not a string"),
         ("cluster", "properties.properties.scaleSettings.maxNodeCount", ABSENT, "missing required"),
         ("cluster", "properties.properties.scaleSettings.maxNodeCount", None, "missing required"),

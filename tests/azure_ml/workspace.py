@@ -19,6 +19,9 @@ WORKSPACE = (
     f"/subscriptions/{SUBSCRIPTION}/resourceGroups/fleet/providers/"
     "Microsoft.MachineLearningServices/workspaces/fleet"
 )
+PRINCIPAL = "00000000-0000-4000-8000-0000000000cc"
+"""Of every cluster's own identity."""
+
 _SCOPE = WORKSPACE.partition("Microsoft.MachineLearningServices")[0]
 _NAME = r"([^/]+)"
 _VERSIONED = "(environments|components|models|codes)"
@@ -95,6 +98,7 @@ class Workspace:
             ("GET", below, self._list_deployments),
             ("GET", f"{below}/{_NAME}", self._get_deployment),
             ("PUT", f"{below}/{_NAME}", self._put_deployment),
+            ("DELETE", f"{below}/{_NAME}", self._delete_deployment),
             ("GET", f"/{_VERSIONED}/{_NAME}", self._get_container),
             ("GET", f"/{_VERSIONED}/{_NAME}/versions", self._list_versions),
             ("GET", f"/{_VERSIONED}/{_NAME}/versions/{_NAME}", self._get_version),
@@ -200,6 +204,10 @@ class Workspace:
     def _put_slowly(self, call: Call, kind: str, name: str) -> Answer:
         with self.lock:
             stored, new = self.kinds[kind].put(name, call.body)
+            identity = stored.body.get("identity") or {}
+            if "SystemAssigned" in identity.get("type", ""):
+                # The service makes it, and says which one it is.
+                identity |= {"principalId": PRINCIPAL, "tenantId": TENANT}
             return self.operations.begin(stored, new=new)
 
     # Endpoints' deployments
@@ -219,6 +227,15 @@ class Workspace:
             self.kinds["batchEndpoints"].get(endpoint)
             stored, new = self.kinds["deployments"].put((endpoint, name), call.body)
             return self.operations.begin(stored, new=new)
+
+    def _delete_deployment(self, _: Call, endpoint: str, name: str) -> Answer:
+        with self.lock:
+            defaults = self.kinds["batchEndpoints"].get(endpoint).properties.get("defaults") or {}
+            if defaults.get("deploymentName") == name:
+                refuse(f"The deployment {name} is the default of {endpoint}.")
+            self.kinds["deployments"].get((endpoint, name))
+            del self.kinds["deployments"].items[endpoint, name]
+            return self.operations.begin_by_location()
 
     # Versioned assets
 

@@ -289,7 +289,7 @@ def test_what_cannot_be_planned_is_one_line(plan: Plan, options: list[str], said
     [
         (["--devices", "0"], "greater than or equal to 1"),
         (["--every", "often"], "'often' is not a duration"),
-        (["--idle", "0s"], "is not a positive number"),
+        (["--every", "0s"], "is not a positive number"),
         (["--max-nodes", "0"], "greater than or equal to 1"),
         (["--measure", "--rows-per-second", "5"], "either --rows-per-second or --measure"),
         (["--plot", "cost.pdf"], "ends neither in .png nor in .svg"),
@@ -298,6 +298,21 @@ def test_what_cannot_be_planned_is_one_line(plan: Plan, options: list[str], said
 )
 def test_wrong_usage_is_named(plan: Plan, options: list[str], said: str) -> None:
     assert said in plan(*options).usage_error()
+
+
+@pytest.mark.parametrize("none", ["0", "0s", "0.0 min"])
+def test_a_node_may_start_at_once_and_be_given_back_at_once(plan: Plan, none: str) -> None:
+    outcome = plan("--startup", none, "--idle", none, "--overhead", none, "--json")
+
+    timing = outcome.json["timing"]
+    assert timing["startup_seconds"] == timing["billed_startup_seconds"] == 0
+    assert timing["idle_seconds"] == timing["overhead_seconds"] == 0
+
+
+def test_more_sensors_than_anybody_has_are_one_line(plan: Plan) -> None:
+    error = plan(fleet=("--devices", "2000000", "--sensors", "501")).error()
+
+    assert "2,000,000 devices of 501 sensors are more than 1,000,000,000 models" in error
 
 
 def test_a_plan_without_a_fleet_is_wrong_usage(plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """The entry script, called as the parallel job calls it."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -167,6 +168,23 @@ class TestRun:
         job.run(paths)
 
         assert {name: stored(tmp_path)[name] for name in whole} == whole
+
+    @pytest.mark.parametrize("code", ["ENOTSUP", "ENOSYS", "EINVAL", "EIO", "EPERM"])
+    def test_on_a_mount_that_cannot_rename_a_part_is_written_where_it_belongs(
+        self, job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+    ) -> None:
+        def refuse(path: Path, _: Path) -> Path:
+            raise OSError(getattr(errno, code), code, str(path))
+
+        windows = write_table(part("d0"))
+        job.run([stage(tmp_path, "a.parquet", windows)])
+        monkeypatch.setattr(Path, "replace", refuse)
+
+        job.run([stage(tmp_path, "b.parquet", windows)])
+
+        found = stored(tmp_path)
+        assert sorted(found) == ["a.parquet", "b.parquet"]
+        assert found["a.parquet"] == found["b.parquet"]
 
     def test_run_before_init_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(score, "_job", None)

@@ -64,8 +64,16 @@ class Versions:
     pipeline: str
 
 
-def stage(folder: Path, workspace: Workspace, rules: JobRules) -> Versions:
-    """Write into an empty folder what is to be uploaded: code, component and pipeline."""
+def stage(
+    folder: Path, workspace: Workspace, rules: JobRules, *, by_identity: bool = False
+) -> Versions:
+    """Write into an empty folder what is to be uploaded: code, component and pipeline.
+
+    Parameters
+    ----------
+    by_identity
+        The step reaches the blobs as its cluster's identity.
+    """
     (folder / "code").mkdir()
     _stage_code(folder / "code")
     environment = _version(_IMAGE, rules.image)
@@ -73,7 +81,8 @@ def stage(folder: Path, workspace: Workspace, rules: JobRules) -> Versions:
     _write(folder / "component.yml", _component(rules, f"azureml:{used}"))
     component = _version(folder)
     used = workspace.arm_id("components", COMPONENT, component)
-    _write(folder / "pipeline.yml", _pipeline(rules, f"azureml:{used}"))
+    pipeline = _pipeline(rules, f"azureml:{used}", by_identity=by_identity)
+    _write(folder / "pipeline.yml", pipeline)
     return Versions(environment, component, _version(folder))
 
 
@@ -107,12 +116,17 @@ def _component(rules: JobRules, environment: str) -> dict[str, Any]:
     return content
 
 
-def _pipeline(rules: JobRules, component: str) -> dict[str, Any]:
+def _pipeline(rules: JobRules, component: str, *, by_identity: bool) -> dict[str, Any]:
     content = _read(_JOB / "pipeline.yml")
     content["jobs"]["score"] |= {
         "component": component,
         "resources": {"instance_count": rules.nodes},
     }
+    if by_identity:
+        # Of a pipeline component it has to be said here: of the job alone, it is not heard (see
+        # https://learn.microsoft.com/azure/machine-learning/how-to-identity-based-service-authentication).
+        # And so it is said to those, too, who come by the batch endpoint.
+        content["jobs"]["score"]["identity"] = {"type": "managed"}
     return content
 
 

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from scoring.adapters.azure_ml.fleets import register_fleet
 from scoring.adapters.azure_ml.history import RunHistory
-from scoring.adapters.azure_ml.publication import FLEET, Publication, datastore_path
-from scoring.adapters.azure_ml.workspace import Workspace
-from scoring.errors import Conflict, NotFound, ScoringError, Transient
+from scoring.adapters.azure_ml.publication import (
+    FLEET,
+    Publication,
+    check_run,
+    datastore_path,
+    mark_run,
+)
+from scoring.adapters.azure_ml.workspace import SETTING, Workspace
+from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
 
 if TYPE_CHECKING:
@@ -67,15 +73,17 @@ class AzureMLEngine:
         Raises
         ------
         Conflict
-            The job of this name is not this run's.
+            The job of this name is not this run's, or the run was given to another workspace.
         Transient
             It is not known whether the job was accepted: submitting again is safe.
         Misconfigured, ScoringError
             Nothing is published, access is denied, or the service refuses the job.
         """
-        publication = Publication.read(self._blobs)
+        publication = self._publication()
         self._register(order.fleet_version)
         job = self._job(order, publication)
+        # Before anybody can have accepted it: then no setting makes a second job of the run.
+        mark_run(self._blobs, order.run_id, self._workspace.id)
         try:
             self._ask(order.run_id, lambda client: client.jobs.create_or_update(job))
         except Transient:
@@ -94,18 +102,28 @@ class AzureMLEngine:
         status, link = _status(job), job.studio_url or ""
         if (state := _ENDED.get(status)) is None:
             return self._open(run_id, job, status, link)
+        if state == EngineState.CANCELED and self._is_late(job):
+            # By the look that found it late, if that one could not say so.
+            cause = f"not done within {self._deadline}: canceled at the deadline"
+            return EngineReport(EngineState.FAILED, cause, status=status, link=link)
         if state != EngineState.FAILED:
             return EngineReport(state, status=status, link=link)
         cause, logs = self._history.failure(run_id)
         return EngineReport(state, cause, status=status, link=link, logs=logs)
 
     def cancel(self, run_id: str) -> None:
-        """Stop the job; nothing happens if it is unknown or has ended."""
+        """Stop the job; nothing happens if it is unknown or has ended.
+
+        Raises
+        ------
+        Conflict, Misconfigured
+            Another workspace has the job, or there is no workspace.
+        """
         try:
             # Who polls sees it end: no thread has to wait for that.
             self._ask(run_id, lambda client: client.jobs.begin_cancel(run_id, polling=False))
         except NotFound:
-            return
+            self._check_unknown(run_id)
         except Transient:
             raise
         except ScoringError:
@@ -118,6 +136,16 @@ class AzureMLEngine:
         sleep(max(timeout, _POLL))
         return self.poll(run_id)
 
+    def _publication(self) -> Publication:
+        publication = Publication.read(self._blobs)
+        if not self._workspace.holds(publication.pipeline):
+            problem = (
+                f"{SETTING} names {self._workspace.id}, and what is published is"
+                f" {publication.pipeline}: `azure-ml publish` does it there"
+            )
+            raise Misconfigured([problem])
+        return publication
+
     def _register(self, fleet_version: str) -> None:
         """See to it that the fleet is a model asset: trained or imported is enough to be used."""
         if fleet_version in self._registered:
@@ -126,16 +154,16 @@ class AzureMLEngine:
         self._registered.add(fleet_version)
 
     def _open(self, run_id: str, job: "Job", status: str, link: str) -> EngineReport:
-        if job.creation_context and job.creation_context.created_at:
-            age = self._clock() - _utc(job.creation_context.created_at)
-            if age > self._deadline:
-                self.cancel(run_id)
-                cause = (
-                    f"not done within {self._deadline}: canceled at the deadline, it was {status}"
-                )
-                return EngineReport(EngineState.FAILED, cause, status=status, link=link)
+        if self._is_late(job):
+            self.cancel(run_id)
+            cause = f"not done within {self._deadline}: canceled at the deadline, it was {status}"
+            return EngineReport(EngineState.FAILED, cause, status=status, link=link)
         state = EngineState.QUEUED if status in _WAITING else EngineState.RUNNING
         return EngineReport(state, status=f"{status}{self._nodes(job)}", link=link)
+
+    def _is_late(self, job: "Job") -> bool:
+        created = job.creation_context.created_at if job.creation_context else None
+        return created is not None and self._clock() - _utc(created) > self._deadline
 
     def _nodes(self, job: "Job") -> str:
         """Tell what the cluster's nodes do, such as ``, nodes: 1 preparing, 2 running``."""
@@ -156,7 +184,7 @@ class AzureMLEngine:
 
     def _job(self, order: ScoringOrder, publication: Publication) -> "PipelineJob":
         # The package is heavy, and it is here once somebody was connected.
-        from azure.ai.ml import Input, Output  # noqa: PLC0415
+        from azure.ai.ml import Input, ManagedIdentityConfiguration, Output  # noqa: PLC0415
         from azure.ai.ml.entities import PipelineJob, PipelineJobSettings  # noqa: PLC0415
 
         fleet = self._workspace.arm_id("models", FLEET, order.fleet_version)
@@ -180,6 +208,9 @@ class AzureMLEngine:
             },
             # Without `force_rerun` a step whose inputs look the same takes an old one's outputs.
             settings=PipelineJobSettings(default_compute=publication.cluster, force_rerun=True),
+            # The pipeline's step says it for itself: what is said here does not reach into a
+            # pipeline component, and the service's pages show it.
+            identity=ManagedIdentityConfiguration() if publication.by_identity else None,
             tags=_tags(order),
         )
 
@@ -198,8 +229,14 @@ class AzureMLEngine:
         try:
             job: Job = self._ask(run_id, lambda client: client.jobs.get(run_id))
         except NotFound:
+            self._check_unknown(run_id)
             return None
         return job
+
+    def _check_unknown(self, run_id: str) -> None:
+        """See that a job that was not found is unknown, and not looked for at the wrong place."""
+        check_run(self._blobs, run_id, self._workspace.id)
+        self._workspace.check()
 
     def _ask(self, run_id: str, question: "Callable[[MLClient], _Answer]") -> "_Answer":
         return self._workspace.ask(f"job {run_id}", question)

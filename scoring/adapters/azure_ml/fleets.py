@@ -1,8 +1,9 @@
 """Fleets as versioned model assets: their files stay where they are, the asset says where."""
 
-from scoring.adapters.azure_ml.publication import FLEET, datastore_path
+from scoring.adapters.azure_ml.publication import DATASTORE, FLEET, datastore_path
 from scoring.adapters.azure_ml.steps import Step, exists
 from scoring.adapters.azure_ml.workspace import Workspace
+from scoring.errors import Misconfigured, NotFound
 
 
 def fleet_step(workspace: Workspace, version: str) -> Step:
@@ -25,9 +26,24 @@ def fleet_step(workspace: Workspace, version: str) -> Step:
 
 
 def register_fleet(workspace: Workspace, version: str) -> bool:
-    """Make the model asset where it is not there; False if it is."""
+    """Make the model asset where it is not there; False if it is.
+
+    Raises
+    ------
+    Misconfigured
+        Nothing is published: there is no datastore that the asset's files could stand in.
+    """
     step = fleet_step(workspace, version)
     if step.is_there():
         return False
+    try:
+        workspace.ask(f"datastore {DATASTORE}", lambda ml: ml.datastores.get(DATASTORE))
+    except NotFound as error:
+        workspace.check()
+        problem = (
+            f"the workspace {workspace.name} has no datastore {DATASTORE} yet:"
+            " `azure-ml publish` makes it"
+        )
+        raise Misconfigured([problem]) from error
     step.make()
     return True

@@ -4,6 +4,7 @@ https://learn.microsoft.com/rest/api/azureml/ describes jobs; run history is the
 the studio's pages and azure-ai-ml's own `jobs.stream`.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,13 +18,15 @@ from azure.core.pipeline.policies import (
 from azure.core.rest import HttpRequest, HttpResponse
 
 from scoring.adapters.azure_ml.workspace import Workspace
-from scoring.errors import NotFound
+from scoring.errors import NotFound, ScoringError, Transient
 from scoring.ports import LogTail
 
 if TYPE_CHECKING:
     from azure.ai.ml.entities import Workspace as WorkspaceEntity
 
     _Policy: TypeAlias = BearerTokenCredentialPolicy[HttpRequest, HttpResponse]
+
+log = logging.getLogger("scoring.azure_ml")
 
 _Client: TypeAlias = PipelineClient[HttpRequest, HttpResponse]
 _Run = dict[str, Any]
@@ -45,6 +48,7 @@ _TAIL = 64 * 1024
 _CAUSE = 1000
 """Characters of a cause that are kept."""
 
+_OK = 200
 _FAILED = "Failed"
 _TELLING = ("error", "std_log", "stderr", "stdout", "user")
 """Parts of names of logs that say most, the best first."""
@@ -68,9 +72,15 @@ class RunHistory:
         what = f"history of job {name}"
         try:
             return self._workspace.ask(what, lambda _: self._explained(name))
-        except NotFound as error:
+        except Transient:
+            raise
+        except ScoringError as error:
             # It has failed all the same.
-            return str(error), ()
+            return f"failed; why could not be read: {error}", ()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # No specification says what run history answers, nor does everybody who answers for it.
+            log.warning("azure_ml.odd_history", extra={"run": name}, exc_info=error)
+            return "failed; why could not be read: run history answers as it never did before", ()
 
     def _explained(self, name: str) -> tuple[str, tuple[LogTail, ...]]:
         token = BearerTokenCredentialPolicy(self._workspace.credential(), _SCOPE)
@@ -136,10 +146,13 @@ def _json(response: HttpResponse) -> dict[str, Any]:
 
 
 def _tail(client: _Client, url: str) -> str:
-    """Read a log to its end, and keep that: Blob knows no range that counts from there."""
+    """Read a log's end: Blob knows no range that counts from there, but it tells the length."""
     end = b""
     try:
-        response = client.send_request(HttpRequest("GET", url), stream=True)
+        begin = _length(client, url) - _TAIL
+        headers = {"Range": f"bytes={begin}-"} if begin > 0 else {}
+        # Who knows no ranges sends all of it.
+        response = client.send_request(HttpRequest("GET", url, headers=headers), stream=True)
         response.raise_for_status()
         for piece in response.iter_bytes():
             end = (end + piece)[-_TAIL:]
@@ -148,6 +161,13 @@ def _tail(client: _Client, url: str) -> str:
         # hold the address, and with it the signature.
         return f"this log could not be read: {getattr(error, 'reason', '') or type(error).__name__}"
     return end.decode(errors="replace")
+
+
+def _length(client: _Client, url: str) -> int:
+    """Give the length of a log in bytes; 0 where the server does not tell."""
+    response = client.send_request(HttpRequest("HEAD", url))
+    length = str(response.headers.get("Content-Length", ""))
+    return int(length) if response.status_code == _OK and length.isdigit() else 0
 
 
 def _most_telling(files: dict[str, str]) -> list[tuple[str, str]]:

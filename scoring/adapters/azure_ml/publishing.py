@@ -17,6 +17,7 @@ from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.resources import (
     Cluster,
     StorageAccount,
+    clearing_steps,
     cluster_step,
     datastore_step,
     endpoint_steps,
@@ -48,10 +49,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What became of one step: made now (by a dry run: would be made), or unchanged."""
+    """What became of one step: made now (by a dry run: would be made), or unchanged.
+
+    Attributes
+    ----------
+    note
+        What people need to know of it, such as who is to be given a role; mostly empty.
+    """
 
     what: str
     made: bool
+    note: str = ""
 
 
 def publish(
@@ -64,14 +72,15 @@ def publish(
     Conflict
         Something of the name is there already, and cannot become what is asked for.
     Misconfigured, Transient, ScoringError
-        As `Workspace.ask`.
+        There is no such workspace; else as `Workspace.ask`.
     """
+    workspace.check()
     with TemporaryDirectory() as folder:
         for step in _steps(workspace, blobs, plan, Path(folder)):
             missing = not step.is_there()
             if missing and not dry_run:
                 _make(step)
-            yield Published(step.what, missing)
+            yield Published(step.what, missing, step.note())
 
 
 def _make(step: Step) -> None:
@@ -88,13 +97,15 @@ def _make(step: Step) -> None:
 
 
 def _steps(workspace: Workspace, blobs: Blobs, plan: Plan, folder: Path) -> Iterator[Step]:
-    versions = stage(folder, workspace, plan.rules)
+    by_identity = not plan.storage.key
+    versions = stage(folder, workspace, plan.rules, by_identity=by_identity)
     publication = Publication(
         pipeline=workspace.arm_id("components", PIPELINE, versions.pipeline),
         cluster=workspace.arm_id("computes", plan.cluster.name),
+        by_identity=by_identity,
     )
     yield datastore_step(workspace, plan.storage)
-    yield cluster_step(workspace, plan.cluster)
+    yield cluster_step(workspace, plan.cluster, by_identity=by_identity)
     yield from component_steps(workspace, folder, versions, plan.rules.image)
     if plan.fleet_version:
         yield fleet_step(workspace, plan.fleet_version)
@@ -102,8 +113,10 @@ def _steps(workspace: Workspace, blobs: Blobs, plan: Plan, folder: Path) -> Iter
         yield from endpoint_steps(
             workspace, plan.endpoint, publication.pipeline, versions.pipeline, plan.cluster.name
         )
-    # Last: from here on runs are submitted to what is there as a whole.
+    # After all that it names: from here on runs are submitted to what is there as a whole.
     yield _publication_step(blobs, publication)
+    if plan.endpoint:
+        yield from clearing_steps(workspace, plan.endpoint, versions.pipeline)
 
 
 def _publication_step(blobs: Blobs, publication: Publication) -> Step:

@@ -1,5 +1,6 @@
 """What the pipeline runs on: datastore, cluster, and the batch endpoint in front of it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -7,10 +8,15 @@ from typing import TYPE_CHECKING
 from scoring.adapters.azure_ml.publication import DATASTORE
 from scoring.adapters.azure_ml.steps import Step, exists, find
 from scoring.adapters.azure_ml.workspace import Workspace
-from scoring.errors import Conflict, Misconfigured
+from scoring.errors import Conflict, Misconfigured, ScoringError, Transient
 
 if TYPE_CHECKING:
     from azure.ai.ml.entities import AmlCompute
+
+
+_SYSTEM = "system_assigned"
+_DEPLOYMENT = re.compile("v[0-9a-f]{16}")
+"""Names of the deployments that are made here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,18 @@ def datastore_step(workspace: Workspace, storage: StorageAccount) -> Step:
             )
             raise Conflict(message)
         has_key: bool = store.credentials.type == "account_key"
-        return has_key == bool(storage.key)
+        return has_key == bool(storage.key) and (not has_key or is_key())
+
+    def is_key() -> bool:
+        try:
+            # The public way is to ask for secrets that expire: of an account key, for a signature.
+            secrets = workspace.ask(what, lambda ml: ml.datastores._list_secrets(DATASTORE))
+        except Transient:
+            raise
+        except ScoringError:
+            # Who may not see the key may put it there: it is not known to be this one.
+            return False
+        return bool(getattr(secrets, "key", None) == storage.key)
 
     def make() -> None:
         from azure.ai.ml.entities import (  # noqa: PLC0415 - heavy
@@ -97,8 +114,14 @@ def datastore_step(workspace: Workspace, storage: StorageAccount) -> Step:
     return Step(what, is_there, make)
 
 
-def cluster_step(workspace: Workspace, cluster: Cluster) -> Step:
-    """Have a cluster that grows and shrinks; an existing one gets other limits."""
+def cluster_step(workspace: Workspace, cluster: Cluster, *, by_identity: bool = False) -> Step:
+    """Have a cluster that grows and shrinks; an existing one gets other limits.
+
+    Parameters
+    ----------
+    by_identity
+        It is to have an identity of its own: jobs reach the blobs as that.
+    """
     what = f"cluster {cluster.name}"
 
     def is_there() -> bool:
@@ -110,11 +133,13 @@ def cluster_step(workspace: Workspace, cluster: Cluster) -> Step:
             raise Conflict(message)
         if str(found.size).lower() != cluster.size.lower():
             message = (
-                f"the {what} has nodes of size {found.size}, which cannot become {cluster.size}"
+                f"the {what} has nodes of size {found.size}, which cannot become {cluster.size}:"
+                " `--cluster` names another one"
             )
             raise Conflict(message)
         limits = found.min_instances, found.max_instances, found.idle_time_before_scale_down
-        return limits == (cluster.min_nodes, cluster.max_nodes, cluster.idle)
+        wanted = cluster.min_nodes, cluster.max_nodes, cluster.idle
+        return limits == wanted and (_has_identity(found) or not by_identity)
 
     def make() -> None:
         compute = find(workspace, what, lambda ml: ml.compute.get(cluster.name)) or _new(cluster)
@@ -125,17 +150,41 @@ def cluster_step(workspace: Workspace, cluster: Cluster) -> Step:
         compute.min_instances = cluster.min_nodes
         compute.max_instances = cluster.max_nodes
         compute.idle_time_before_scale_down = cluster.idle
+        if by_identity and not _has_identity(compute):
+            _add_identity(compute)
         workspace.ask(what, lambda ml: ml.compute.begin_create_or_update(compute).result())
 
+    def note() -> str:
+        if not by_identity:
+            return ""
+        found = find(workspace, what, lambda ml: ml.compute.get(cluster.name))
+        principal = getattr(getattr(found, "identity", None), "principal_id", None)
+        return f"{what}: principal id {principal}" if principal else ""
+
     nodes = f"{cluster.min_nodes} to {cluster.max_nodes} nodes of {cluster.size}"
-    return Step(f"{what}, {nodes}, given back after {cluster.idle} s", is_there, make)
+    return Step(f"{what}, {nodes}, given back after {cluster.idle} s", is_there, make, note)
+
+
+def _has_identity(compute: "AmlCompute") -> bool:
+    identity = compute.identity
+    return identity is not None and _SYSTEM in str(identity.type)
+
+
+def _add_identity(compute: "AmlCompute") -> None:
+    """Give a cluster an identity of its own; those that others gave it stay."""
+    from azure.ai.ml.entities import IdentityConfiguration  # noqa: PLC0415 - heavy
+
+    others = compute.identity.user_assigned_identities if compute.identity else None
+    compute.identity = IdentityConfiguration(
+        type=f"{_SYSTEM},user_assigned" if others else _SYSTEM, user_assigned_identities=others
+    )
 
 
 def _new(cluster: Cluster) -> "AmlCompute":
     from azure.ai.ml.entities import AmlCompute, IdentityConfiguration  # noqa: PLC0415 - heavy
 
     # What it reads and writes the container as, where there is no key.
-    identity = IdentityConfiguration(type="system_assigned")
+    identity = IdentityConfiguration(type=_SYSTEM)
     return AmlCompute(name=cluster.name, size=cluster.size, identity=identity)
 
 
@@ -190,3 +239,31 @@ def endpoint_steps(
     )
     # What callers get who name no deployment.
     yield Step(default_what, is_default, make_default)
+
+
+def clearing_steps(workspace: Workspace, name: str, version: str) -> Iterator[Step]:
+    """Remove the deployments of other versions: an endpoint can have some twenty.
+
+    The default stays, whichever it is, and what was not made here.
+    """
+    of = f"of batch endpoint {name}"
+    endpoint = find(workspace, f"batch endpoint {name}", lambda ml: ml.batch_endpoints.get(name))
+    if endpoint is None:
+        return
+    kept = {f"v{version}", endpoint.defaults and endpoint.defaults.deployment_name}
+    found = workspace.ask(f"deployments {of}", lambda ml: list(ml.batch_deployments.list(name)))
+    for old in sorted(str(one.name) for one in found):
+        if _DEPLOYMENT.fullmatch(old) and old not in kept:
+            yield _removal(workspace, name, old)
+
+
+def _removal(workspace: Workspace, endpoint: str, deployment: str) -> Step:
+    what = f"deployment {deployment} of batch endpoint {endpoint}"
+
+    def remove() -> None:
+        workspace.ask(
+            what, lambda ml: ml.batch_deployments.begin_delete(deployment, endpoint).result()
+        )
+
+    there = exists(workspace, what, lambda ml: ml.batch_deployments.get(deployment, endpoint))
+    return Step(f"removal of {what}", lambda: not there(), remove)

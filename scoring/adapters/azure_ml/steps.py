@@ -23,11 +23,14 @@ class Step:
         Whether it is in place already, just like this.
     make
         Puts it in place.
+    note
+        Tells, once it is in place, what people need to know of it; empty if that is nothing.
     """
 
     what: str
     is_there: Callable[[], bool]
     make: Callable[[], object]
+    note: Callable[[], str] = str
 
 
 def find(workspace: Workspace, what: str, question: "Callable[[MLClient], Any]") -> Any:

@@ -31,6 +31,12 @@ _FORM = re.compile(
 _SIGNATURE = re.compile(r"\bsig=[^&\s'\")]+")
 """Of an address to upload to, which stands in the errors of connections."""
 
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""Colors, which the SDK puts into some of its errors."""
+
+SETTING = "SCORING_AZURE_ML_WORKSPACE"
+"""Names the workspace."""
+
 _UNAUTHORIZED, _FORBIDDEN, _UNKNOWN = 401, 403, 404
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _LENGTH = 500
@@ -111,6 +117,24 @@ class Workspace:
         except _TokenRefused as error:
             raise Transient(str(error)) from error
 
+    def check(self) -> None:
+        """See that the workspace exists: of what is not found, it may be the reason.
+
+        Raises
+        ------
+        Misconfigured
+            It does not, or it may not be read.
+        """
+        try:
+            self.ask(f"workspace {self.name}", lambda ml: ml.workspaces.get(self.name))
+        except NotFound as error:
+            problem = f"{SETTING}: there is no workspace {self.id}"
+            raise Misconfigured([problem]) from error
+
+    def holds(self, arm_id: str) -> bool:
+        """Whether an ARM id is this workspace's, or that of something in it."""
+        return f"{arm_id.lower()}/".startswith(f"{self.id.lower()}/")
+
     def credential(self) -> "TokenCredential":
         """Give the identity that the workspace is asked with."""
         with self._lock:
@@ -166,7 +190,8 @@ class _TokenRefused(ScoringError):
 
 def translate(error: AzureError, what: str) -> ScoringError:
     """Turn what the SDK raises into this project's errors."""
-    text = _SIGNATURE.sub("sig=...", " ".join(str(error.message).split()))[:_LENGTH]
+    said = _ANSI.sub("", str(error.message))
+    text = _SIGNATURE.sub("sig=...", " ".join(said.split()))[:_LENGTH]
     status = error.status_code if isinstance(error, HttpResponseError) else None
     if isinstance(error, ResourceNotFoundError) or status == _UNKNOWN:
         return NotFound(f"Azure ML has no {what}: {text}")
