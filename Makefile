@@ -4,13 +4,17 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
 
-.PHONY: demo test e2e check bench lock clean
+.PHONY: demo test exhaustive e2e check bench lock clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto $(ARGS)
+
+# A failure at every single point, where `make test` takes a sample.
+exhaustive: $(VENV)/.dev
+	$(PY) -m pytest -n auto -m exhaustive $(ARGS)
 
 # The function app on real parts; PostgreSQL and Azurite (`npm install azurite`) must be there.
 e2e: $(VENV)/.dev

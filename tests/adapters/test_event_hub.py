@@ -296,6 +296,7 @@ class TestRepairing:
             "SCORING_EVENT_HUB_CONNECTION": server.connection_string,
         }
         with App(Settings.load(given)) as app:
+            app.__dict__["hub"] = hub_at(server)
             for partition in ("0", "7"):
                 numbers = np.array([0, 5])
                 bodies = [reading(0), reading(5)]

@@ -250,6 +250,7 @@ class NthWrite(Fault):
 
 
 class TestResumed:
+    @pytest.mark.exhaustive
     @pytest.mark.parametrize(
         "fault",
         [

@@ -320,8 +320,17 @@ def test_the_undisturbed_script_does_all_that_can_be_disturbed(
 SHARES = 8
 """Tests that the points are spread over, so that they can run side by side."""
 
+SAMPLE = 1
+"""Shares that every run of the tests takes; the others are for the exhaustive one."""
 
-@pytest.mark.parametrize("share", range(SHARES))
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(share, marks=[] if share < SAMPLE else pytest.mark.exhaustive)
+        for share in range(SHARES)
+    ],
+)
 def test_a_crash_at_any_point_leaves_the_same_tables_after_the_same_program_ran_again(
     share: int,
     template: Path,
