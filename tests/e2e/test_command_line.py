@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from sqlalchemy import exc
 
 from scoring.adapters.sql import bulk
 from scoring.bootstrap import open_app
-from scoring.cli import main
 from scoring.demo import demo_folder
 from scoring.runs import RunState, ScoringRun
 from tests.adapters.engines import eventually
+from tests.e2e.commands import Outcome, run_here
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "scoring"]
@@ -34,33 +33,6 @@ DEMO = (
     *("demo", "--devices", "4", "--sensors", "2", "--duration", "6h", "--interval", "30s"),
     *("--window", "1min", "--runs", "2"),
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command said, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-    def error(self) -> str:
-        """Give the one line that a failed command says on standard error."""
-        assert self.code == 1, (self.code, self.out, self.err)
-        (line,) = self.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    def usage_error(self) -> str:
-        """Give what a command says that was not used as it can be; Typer draws a box around it."""
-        assert self.code == 2, (self.code, self.out, self.err)
-        assert "Traceback" not in self.err
-        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", self.err).split())
 
 
 Scoring = Callable[..., Outcome]
@@ -85,19 +57,8 @@ def scoring(
     """Run a command in this process, as `python -m scoring` does."""
 
     def run(*arguments: str | Path, data: Path = data, stdin: bytes = b"") -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["scoring", "--data", str(data), *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capsys.readouterr()
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        if isinstance(code, str):
-            # What the interpreter makes of it.
-            return Outcome(1, captured.out, captured.err + code + "\n")
-        return Outcome(code or 0, captured.out, captured.err)
+        return run_here(monkeypatch, capsys, "--data", data, *arguments)
 
     return run
 

@@ -8,46 +8,18 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scoring.cli import main
 from scoring.cli.prices import SAMPLE
+from tests.e2e.commands import Outcome, run_here
 
 FLEET = ("--devices", "100000", "--sensors", "5")
 HEADER = "size,cores,memory_gb,price_per_hour"
 TWO = (
     f"# date: June 2030\n# region: Mars\n# currency: EUR\n{HEADER}\nsmall,2,4,0.1\nlarge,8,16,0.5\n"
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command said, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-    def error(self) -> str:
-        """Give the one line that it said; nothing else, and nothing on standard output."""
-        assert (self.code, self.out) == (1, ""), (self.code, self.out, self.err)
-        (line,) = self.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-    def usage_error(self) -> str:
-        """Give what it said of wrong usage; Typer draws a box around it."""
-        assert (self.code, self.out) == (2, ""), (self.code, self.out, self.err)
-        return " ".join(re.sub(r"[│╭╮╰╯─]", " ", self.err).split())
 
 
 Plan = Callable[..., Outcome]
@@ -58,17 +30,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """Run the command in this process, for the fleet and what else is given."""
 
     def run(*arguments: str | Path, fleet: tuple[str, ...] = FLEET) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["scoring", "plan", *fleet, *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        if isinstance(code, str):
-            return Outcome(1, captured.out, captured.err + code + "\n")
-        return Outcome(code or 0, captured.out, captured.err)
+        return run_here(monkeypatch, capsys, "plan", *fleet, *arguments)
 
     return run
 
