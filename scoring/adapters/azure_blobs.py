@@ -117,7 +117,21 @@ class AzureBlobs:
         """Give a blob's whole content; raise `NotFound` where there is none."""
         with _translated(name):
             stream = self._container.download_blob(name, max_concurrency=_CHUNKS)
-            return stream.readall(), _info(stream.properties)
+            data, info = stream.readall(), _info(stream.properties)
+            if not data:
+                self._confirm_empty(info)
+            return data, info
+
+    def _confirm_empty(self, info: BlobInfo) -> None:
+        """Raise `Transient` if a blob that was read as empty is not.
+
+        The SDK asks for an empty blob twice, and takes the tag of the second answer for what the
+        first one said.
+        """
+        found = _info(self._container.get_blob_client(info.name).get_blob_properties())
+        if found != info:
+            message = f"blob {info.name!r} was written while it was read"
+            raise Transient(message)
 
     def write(self, name: str, data: bytes | Path) -> BlobInfo:
         """Put a blob in place at once and durably, over what stood there."""

@@ -293,6 +293,23 @@ class TestOneMoment:
 
         assert torn.read("r/a")[0] == LARGE[::-1]
 
+    def test_a_blob_that_is_filled_while_it_is_read_is_not_taken_for_empty(
+        self, distant: AzureBlobs, network: Network
+    ) -> None:
+        distant.write("a", b"")
+
+        def fill(request: Any) -> None:
+            if request.method == "GET":
+                network.after = lambda _: None
+                distant.write("a", SMALL)
+
+        network.after = fill
+
+        with pytest.raises(Transient, match="'a' was written while it was read"):
+            distant.read("a")
+
+        assert distant.read("a")[0] == SMALL
+
     def test_a_blob_that_is_written_while_it_is_fetched_leaves_the_file_that_was_there(
         self, torn: AzureBlobs, tmp_path: Path
     ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from scoring.adapters.azure_blobs import AzureBlobs
 from scoring.adapters.blobs import FolderBlobs
-from scoring.errors import Conflict, StorageUnusable
+from scoring.errors import Conflict, StorageUnusable, Transient
 from scoring.ports import Blobs
 from tests.servers import azurite, azurite_program
 
@@ -126,10 +126,10 @@ class TestReplace:
         def append(number: int) -> None:
             together.wait()
             while True:
-                data, blob = blobs.read("a")
                 try:
+                    data, blob = blobs.read("a")
                     blobs.replace("a", data + bytes([number]), blob.etag)
-                except Conflict:
+                except (Conflict, Transient):
                     continue
                 return
 
