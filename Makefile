@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
+# Two a core: many tests wait for servers and processes.
+WORKERS ?= $(shell expr 2 '*' `getconf _NPROCESSORS_ONLN`)
 
 .PHONY: demo test exhaustive e2e check bench lock clean
 
@@ -10,11 +12,11 @@ demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -n auto $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 # A failure at every single point, where `make test` takes a sample.
 exhaustive: $(VENV)/.dev
-	$(PY) -m pytest -n auto -m exhaustive $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) -m exhaustive $(ARGS)
 
 # The function app on real parts; PostgreSQL and Azurite (`npm install azurite`) must be there.
 e2e: $(VENV)/.dev
