@@ -35,6 +35,10 @@ CALM_SDK = (
     pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning"),
     # Nor has it followed what marshmallow deprecates, with each schema that it makes.
     pytest.mark.filterwarnings("ignore::marshmallow.warnings.Marshmallow4Warning"),
+    # It times itself by a clock that Python 3.12 deprecates.
+    pytest.mark.filterwarnings(
+        r"ignore:datetime.datetime.utcnow:DeprecationWarning:azure\.ai\.ml\._telemetry"
+    ),
 )
 """Marks of what uses the SDK."""
 
