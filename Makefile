@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
-# Two a core: many tests wait for servers and processes.
-WORKERS ?= $(shell expr 2 '*' `getconf _NPROCESSORS_ONLN`)
 
 .PHONY: demo test exhaustive e2e check bench lock clean
 
@@ -12,16 +10,16 @@ demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -n $(WORKERS) $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
-# A failure at every single point, where `make test` takes a sample.
+# What takes long: a failure at every single point, where `make test` takes a sample, and `make e2e`.
 exhaustive: $(VENV)/.dev
-	$(PY) -m pytest -n $(WORKERS) -m exhaustive $(ARGS)
+	$(PY) -m pytest -n auto -m exhaustive $(ARGS)
 
 # The function app on real parts; PostgreSQL and Azurite (`npm install azurite`) must be there.
 e2e: $(VENV)/.dev
 	@$(PY) -c 'from tests.servers import missing; import sys; sys.exit(missing())'
-	$(PY) -m pytest tests/e2e/test_real_parts.py $(ARGS)
+	$(PY) -m pytest tests/e2e/test_real_parts.py -m exhaustive $(ARGS)
 
 check: $(VENV)/.dev
 	$(PY) -m ruff check .

@@ -250,3 +250,8 @@ class AzureMLHarness:
 
 
 _: Callable[[Path], EngineHarness] = AzureMLHarness
+
+
+def sample_of(seeds: int) -> list[Any]:
+    """Give the first of some seeds to every run of the tests, and the others to the exhaustive."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(1, seeds))]

@@ -40,6 +40,7 @@ from tests.azure_ml.harness import (
     System,
     control_plane,
     publish_without_upload,
+    sample_of,
     workspace_of,
 )
 from tests.azure_ml.plane import ControlPlane
@@ -931,7 +932,7 @@ def _patiently(ask: Callable[[], object]) -> object:
             return ask()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", sample_of(3))
 def test_in_chaos_every_run_is_one_job(system: System, seed: int) -> None:
     engines = [system.new_engine(retries=retries) for retries in (0, 1, 4)]
     kinds = ("429", "503", "drop", "lose_answer", "delay")
@@ -988,7 +989,7 @@ class TestTimers:
             app.__dict__["engine"] = system.new_engine(retries=retries)
         return app
 
-    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("seed", sample_of(6))
     def test_a_timer_fired_ten_times_at_once_makes_one_run_and_one_job(
         self, system: System, folder: Path, seed: int
     ) -> None:

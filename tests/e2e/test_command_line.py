@@ -825,6 +825,7 @@ class TestDemo:
         again = scoring("demo", "--readings", readings, "--models", tmp_path / "models").error()
         assert "a demo with other options" in again
 
+    @pytest.mark.exhaustive
     def test_interrupted_it_says_so_in_one_line_and_the_same_command_finishes(
         self, data: Path
     ) -> None:

@@ -289,6 +289,7 @@ def test_a_plot_that_cannot_be_written_leaves_nothing(plan: Plan, tmp_path: Path
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(120)
 def test_measuring_times_this_machine_and_plans_with_it() -> None:
     command = [sys.executable, "-m", "scoring", "plan", *FLEET, "--measure", "--json"]

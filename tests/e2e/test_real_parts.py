@@ -77,6 +77,7 @@ EVERY, LATER = 20, 3
 OURS = {"SCORING_WINDOW": "1min", "SCORING_PART_ROWS": "300", "SCORING_PROCESSES": "1"}
 
 pytestmark = [
+    pytest.mark.exhaustive,
     # azure-eventhub leaves a socket open for the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
     pytest.mark.skipif(postgresql_programs() is None, reason="PostgreSQL is not installed"),
