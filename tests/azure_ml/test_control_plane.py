@@ -44,6 +44,8 @@ with warnings.catch_warnings():
     )
 
 pytestmark = [
+    # Of the control plane alone: what the project does with it is tested beside.
+    pytest.mark.exhaustive,
     # The SDK has no means to close its connections.
     pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning"),
     # Nor has it followed what marshmallow deprecates, with each schema that it makes.
