@@ -91,6 +91,11 @@ def prediction_prefix(run: str) -> str:
     return f"predictions/{run}/"
 
 
+def fleet_prefix(version: str) -> str:
+    """Where the files of a fleet are."""
+    return f"fleets/{version}/"
+
+
 def log_prefix(run: str) -> str:
     """Where the logs of a run that failed are kept."""
     return f"runs/{run}/logs/"

@@ -13,6 +13,7 @@ from scoring.aggregates import Partials
 from scoring.errors import Conflict, NotFound
 from scoring.fleet import Fleet, Model, merge_models, write_fleet
 from scoring.ports import BlobInfo, Blobs
+from scoring.runs import fleet_prefix
 
 CURRENT = "fleets/current"
 """The blob that names the version that new runs take."""
@@ -128,11 +129,6 @@ class FleetShelf:
             message = f"there is no fleet {version}"
             raise NotFound(message)
         return Fleet.open(folder)
-
-
-def fleet_prefix(version: str) -> str:
-    """Where the files of a fleet are."""
-    return f"fleets/{version}/"
 
 
 def sensor_rows(history: Iterable[Partials], features: tuple[str, ...]) -> Iterator[SensorRows]:

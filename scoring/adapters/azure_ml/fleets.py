@@ -4,6 +4,7 @@ from scoring.adapters.azure_ml.publication import DATASTORE, FLEET, datastore_pa
 from scoring.adapters.azure_ml.steps import Step, exists
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.errors import Misconfigured, NotFound
+from scoring.runs import fleet_prefix
 
 
 def fleet_step(workspace: Workspace, version: str) -> Step:
@@ -17,7 +18,7 @@ def fleet_step(workspace: Workspace, version: str) -> Step:
             name=FLEET,
             version=version,
             type="custom_model",
-            path=datastore_path(f"fleets/{version}/"),
+            path=datastore_path(fleet_prefix(version)),
             description="All models of one version, in one memory-mapped file.",
         )
         workspace.ask(what, lambda ml: ml.models.create_or_update(model))

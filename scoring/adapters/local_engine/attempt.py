@@ -10,6 +10,7 @@ from scoring.adapters.local_engine.run_folder import RunFolder
 from scoring.adapters.local_engine.workers import MiniBatch, ParallelSettings, Result, Workers
 from scoring.errors import EngineFailed
 from scoring.ports import Blobs, ScoringOrder
+from scoring.runs import fleet_prefix
 from scoring.storage import storage_errors
 
 _log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Attempt:
         with storage_errors(stage):
             for name in ("fleet", "input", "predictions"):
                 (stage / name).mkdir()
-        self._blobs.fetch(f"fleets/{self._order.fleet_version}/", stage / "fleet")
+        self._blobs.fetch(fleet_prefix(self._order.fleet_version), stage / "fleet")
         self._blobs.fetch(self._order.input_prefix, stage / "input")
         return stage
 
