@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -108,6 +108,9 @@ class EngineReport:
         A page where people can look at the run; empty if there is none.
     logs
         Of what failed.
+    started
+        When the engine began to score the run, epoch microseconds UTC; None while the run waits
+        for its turn or for nodes, and where the engine cannot tell.
     """
 
     state: EngineState
@@ -116,6 +119,7 @@ class EngineReport:
     status: str = ""
     link: str = ""
     logs: tuple[LogTail, ...] = ()
+    started: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,20 @@ def part_name(part: int) -> str:
     return f"part-{part:05d}.parquet"
 
 
+def error_name(file: str) -> str:
+    """Return the name of the file that says why a part was not scored, ``part-00042.error``.
+
+    It lies beside the prediction parts, holds one line of UTF-8 text, and means nothing where
+    the prediction part itself is there: a later attempt succeeded.
+
+    Parameters
+    ----------
+    file
+        As `part_name` gives it.
+    """
+    return file.removesuffix(".parquet") + ".error"
+
+
 def input_prefix(run: str, export: str) -> str:
     """Where an export of a run puts its input parts.
 
