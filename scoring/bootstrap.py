@@ -22,6 +22,7 @@ from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.errors import Misconfigured, NotFound, ScoringError
+from scoring.handlers.ending import EndRuns
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
@@ -32,7 +33,7 @@ from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
 from scoring.ports import Blobs, Engine, EventLog
 from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
-from scoring.runs import RunState, ScoringRun
+from scoring.runs import RunLimits, ScoringRun, Tolerance
 from scoring.settings import DEFAULT_WINDOW, PREFIX, Settings
 from scoring.storage import storage_errors
 
@@ -197,8 +198,7 @@ class App:
         if settings.engine == "azure-ml":
             from scoring.adapters.azure_ml.engine import AzureMLEngine  # noqa: PLC0415 - heavy
 
-            deadline = timedelta(microseconds=settings.azure_ml_deadline)
-            return AzureMLEngine(self.workspace, self.blobs, deadline)
+            return AzureMLEngine(self.workspace, self.blobs, timedelta(days=365))
         parallel = ParallelSettings(
             processes=self.processes,
             mini_batch_size=settings.mini_batch_size,
@@ -350,6 +350,7 @@ class App:
             allowed_lateness=self.settings.allowed_lateness,
             idle_timeout=self.settings.idle_timeout,
             part_rows=self.settings.part_rows,
+            limits=RunLimits(self.settings.max_active_runs, self.settings.max_run_windows),
         )
 
     @Part
@@ -359,9 +360,30 @@ class App:
 
     def watcher(self) -> WatchRuns:
         """Build the watch handler."""
-        store = self.submit.store
+        settings = self.settings
         return WatchRuns(
-            store, self.blobs, self.engine, self.submit, IndexPredictions(store, self.blobs)
+            store=self.submit.store,
+            blobs=self.blobs,
+            engine=self.engine,
+            submit=self.submit,
+            ending=self.ender(),
+            deadline=settings.run_deadline,
+            queue_limit=settings.queue_limit,
+        )
+
+    def ender(self) -> EndRuns:
+        """Build what ends runs."""
+        settings, store = self.settings, self.submit.store
+        return EndRuns(
+            store=store,
+            blobs=self.blobs,
+            engine=self.engine,
+            index=IndexPredictions(store, self.blobs),
+            tolerance=Tolerance(
+                parts=settings.error_threshold,
+                mini_batches=settings.mini_batch_error_threshold,
+                mini_batch_size=settings.mini_batch_size,
+            ),
         )
 
     @property
@@ -385,14 +407,12 @@ class App:
         Returns
         -------
         ScoringRun
-            Ended; or ``scored`` with a cause: incomplete.
+            As it ended.
         """
         while not run.state.is_terminal:
             run = self.watch.watch(run, clock(), nonce())
             summary = self.queries.run(run.run_id)
             progress(summary.indexed_parts, summary.parts or 1)
-            if run.state == RunState.SCORED and run.cause:
-                break
             if not run.state.is_terminal:
                 self.engine.wait(run.run_id, timeout=POLL)
         return run

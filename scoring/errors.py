@@ -11,7 +11,9 @@
     |   `-- InvalidPart         an input or prediction part: not Parquet, columns, row count
     |-- NotFound                no such run, blob, model
     |-- Conflict                somebody else holds it, or its state does not allow this
+    |   `-- TooManyRuns         as many runs are active as may be
     |-- Transient               busy, locked, unreachable: the same again may succeed
+    |-- DataRefused             the database refuses a value: the same again is refused again
     |-- StorageUnusable         disk full, folder read-only, database file damaged
     `-- EngineFailed            the engine gave up on a run; carries the cause
 
@@ -64,6 +66,14 @@ class NotFound(ScoringError):
 
 class Conflict(ScoringError):
     """Another process holds the thing, or its state does not allow what was asked."""
+
+
+class TooManyRuns(Conflict):
+    """As many runs are active as may be; the text names them."""
+
+
+class DataRefused(ScoringError):
+    """The database refuses a value that it was given: the same again is refused again."""
 
 
 class Transient(ScoringError):

@@ -21,11 +21,12 @@ from scoring.errors import (
     InvalidPart,
     Misconfigured,
     NotFound,
+    TooManyRuns,
     cause_of,
 )
+from scoring.handlers.ending import EndRuns
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import IngestOutcome
-from scoring.handlers.watch import WatchRuns
 from scoring.readings import EventBatch
 from scoring.runs import ScoringRun
 from scoring.settings import APPLICATION_INSIGHTS, PREFIX, Settings, host_variables
@@ -94,7 +95,12 @@ class HostedApp(App):
                 return None
             # What was applied by then: this is how an event batch is followed to its run.
             applied = self.ingest_store.applied(self.settings.event_hub)
-            run = self.submit("timer", version, now(), nonce())
+            try:
+                run = self.submit("timer", version, now(), nonce())
+            except TooManyRuns as error:
+                # What is pending stays so, and makes the next run larger.
+                said |= {"run": None, "waits": str(error)}
+                return None
             said |= {"run": run and run.run_id, "state": run and run.state.value}
             if run:
                 said["applied"] = {partition: mark for partition, (mark, _) in applied.items()}
@@ -113,9 +119,9 @@ class HostedApp(App):
             self.telemetry.backlog(lambda: self.queries.backlog(PENDING_COUNTED))
         return runs
 
-    def watcher(self) -> WatchRuns:
-        """Build the watch handler; what it indexes is noted as what blob triggers bring."""
-        return replace(super().watcher(), index=self._index, ended=self._run_ended)
+    def ender(self) -> EndRuns:
+        """Build what ends runs; what it indexes is noted as what blob triggers bring."""
+        return replace(super().ender(), index=self._index, ended=self._run_ended)
 
     def _run_ended(self, run_id: str) -> None:
         self.telemetry.ended(run_id, self.queries.run)

@@ -1,6 +1,6 @@
 """What the handlers need of the outside world, and nothing of how it is done."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,7 +12,8 @@ import pyarrow as pa
 from scoring.aggregates import Partials
 from scoring.ledger import Epoch
 from scoring.readings import EventBatch, Partition
-from scoring.runs import Part, RunState, ScoringRun
+from scoring.runs import NO_LIMITS, Part, RunLimits, RunState, ScoringRun
+from scoring.suspects import Suspect
 from scoring.windows import PartitionProgress
 
 
@@ -331,7 +332,15 @@ class EventLog(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IndexedPart:
-    """What the index knows of one prediction part."""
+    """What the index knows of one prediction part.
+
+    Attributes
+    ----------
+    is_aside
+        As of `runs.Part`.
+    cause
+        Why the part failed, so that nothing of it is indexed any more; empty if it did not.
+    """
 
     number: int
     rows: int
@@ -339,22 +348,32 @@ class IndexedPart:
     indexed_rows: int | None = None
     scored: int | None = None
     anomalies: int | None = None
+    is_aside: bool = False
+    cause: str = ""
 
 
 class RunStore(Protocol):
     """Where runs, their claims and their predictions are."""
 
-    def begin_run(self, run: ScoringRun) -> ScoringRun | None:
+    def begin_run(self, run: ScoringRun, limits: RunLimits = NO_LIMITS) -> ScoringRun | None:
         """Record a new run in state ``claiming``, with its number.
 
         Gives instead the run that was made for a request of the same key, or the one that is
         claiming already, if there is one; and None if no window is there that it could take.
+        A run whose windows are more than the limit gets an earlier `last_start`: the oldest
+        windows come first.
+
+        Raises
+        ------
+        TooManyRuns
+            As many runs are active as the limits allow.
         """
 
     def claim(self, run: ScoringRun, limit: int) -> int:
         """Take about `limit` final windows in the run's scope for it; 0 when none are left.
 
-        Pending ones; of a run that scores again, those of older runs too.
+        Pending ones; of a run that scores again, those of older runs too. None for a run that is
+        not claiming any more.
         """
 
     def count_claimed(self, run: ScoringRun) -> int:
@@ -363,7 +382,9 @@ class RunStore(Protocol):
     def claimed(self, run: ScoringRun) -> Iterator[Partials]:
         """Give the run's windows, merged over partitions, ordered by device, sensor and start.
 
-        In sets of bounded size; no window is split over two of them.
+        A window that has changed since it was claimed, or that a newer run has claimed, is not
+        among them: the run that takes the change scores it. In sets of bounded size; no window is
+        split over two of them.
         """
 
     def record_export(self, run: ScoringRun, export: str, parts: list[Part]) -> bool:
@@ -372,8 +393,29 @@ class RunStore(Protocol):
     def transition(self, run: ScoringRun, new: RunState, now: int, cause: str = "") -> bool:
         """Move a run on; False if it was in no state that `new` may follow."""
 
-    def release(self, run: ScoringRun, limit: int) -> int:
-        """Give about `limit` of a run's windows back as pending; 0 when none are left."""
+    def finish(self, run: ScoringRun, limit: int, now: int) -> bool:
+        """Take a step towards the end of a run; True if this step ended it.
+
+        A run that is failing or canceling gives about `limit` of its windows back, and one that is
+        scored those that its failed parts left without a prediction. The transaction that gives
+        the last ones back also ends the run. It waits for parts that are being indexed: nothing
+        of the run is indexed after its windows went back.
+        """
+
+    def open_job(self, run: ScoringRun) -> bool:
+        """Note that the engine is about to be given the run; False if it must not be any more."""
+
+    def lose_job(self, run: ScoringRun, now: int) -> int:
+        """Note that the engine does not know the run; gives how often that was noted."""
+
+    def close_job(self, run: ScoringRun) -> None:
+        """Note that the engine is done with the run."""
+
+    def open_jobs(self) -> list[ScoringRun]:
+        """Give the runs that have ended while the engine may still be at work on them."""
+
+    def fail_parts(self, run: ScoringRun, causes: Mapping[int, str]) -> None:
+        """Note why parts failed, by number; those that are indexed by now stay as they are."""
 
     def note(self, run: ScoringRun, cause: str) -> None:
         """Set the run's cause and nothing else."""
@@ -390,11 +432,30 @@ class RunStore(Protocol):
     def parts(self, run: ScoringRun) -> list[IndexedPart]:
         """Give the exported parts of a run with what was indexed of them."""
 
-    def index_part(self, run: ScoringRun, part: int, etag: str, predictions: pa.Table) -> bool:
-        """Replace what a prediction part said before; False if this content is indexed already.
+    def part(self, run: ScoringRun, number: int) -> IndexedPart:
+        """Give one part; raise `NotFound` where the run has none of the number."""
 
-        A prediction of a newer run is never overwritten.
+    def index_part(self, run: ScoringRun, part: int, etag: str, predictions: pa.Table) -> bool:
+        """Replace what a prediction part said before; False if there is nothing new to index.
+
+        That is: this content is indexed already, the part has failed, or the run's windows were
+        given back. A prediction of a newer run is never overwritten.
+
+        Raises
+        ------
+        InvalidPart
+            The part has two rows of one window, or a value that the database refuses. Nothing of
+            it is stored.
         """
+
+    def suspects(self) -> list[Suspect]:
+        """Give the sensors that may be why a part failed."""
+
+    def save_suspects(self, changed: Sequence[Suspect]) -> None:
+        """Add suspects, or replace what was known of them."""
+
+    def clear_suspects(self, run: ScoringRun) -> None:
+        """Forget the suspects that the engine has scored in a run."""
 
     def progress(self) -> list[PartitionProgress]:
         """How far each partition has come."""

@@ -87,6 +87,8 @@ def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Tabl
     """
     try:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
+        # Parquet's own reader takes bytes that are no UTF-8 for text.
+        table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         message = f"{name} is not a readable Parquet file: {error}"
         raise InvalidPart(message) from error

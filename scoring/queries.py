@@ -55,6 +55,12 @@ class RunSummary:
         What the run was limited to, as of `runs.ScoringRun`.
     engine_status, link
         The engine's own word for how it stands, and a page about it; empty if it has none.
+    submitted_at
+        When the engine last took it; None until then.
+    job_is_open
+        The engine may be at work on it: for a run that has ended, still.
+    failed_parts
+        Parts that failed; their windows are pending again.
     """
 
     number: int
@@ -77,6 +83,9 @@ class RunSummary:
     rescore: bool = False
     engine_status: str = ""
     link: str = ""
+    submitted_at: int | None = None
+    job_is_open: bool = False
+    failed_parts: int = 0
 
     @property
     def not_scored(self) -> int:
@@ -178,6 +187,22 @@ class SensorAnomalies:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A run that has ended while the engine may still be at work on it.
+
+    Attributes
+    ----------
+    engine_status
+        The engine's own word for how it stands.
+    """
+
+    run_id: str
+    state: RunState
+    ended_at: int | None
+    engine_status: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreStatus:
     """What came in and what waits.
 
@@ -185,6 +210,12 @@ class StoreStatus:
     ----------
     pending
         Windows changed since they were last claimed, final or not.
+    active_runs
+        Ids of the runs that have not ended, oldest first.
+    open_jobs
+        The first runs that have ended while the engine may still be at work on them.
+    suspects, set_aside
+        Sensors that may be why a part failed, and those of them whose windows are set aside.
     """
 
     window: int
@@ -193,6 +224,10 @@ class StoreStatus:
     rejects: dict[str, int] = field(default_factory=dict)
     windows: int = 0
     pending: int = 0
+    active_runs: list[str] = field(default_factory=list)
+    open_jobs: list[OpenJob] = field(default_factory=list)
+    suspects: int = 0
+    set_aside: int = 0
 
 
 @dataclass(frozen=True, slots=True)

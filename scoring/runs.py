@@ -1,6 +1,5 @@
 """Scoring runs: their states, names and parts."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -19,7 +18,9 @@ class RunState(StrEnum):
     RUNNING = "running"
     SCORED = "scored"
     COMPLETED = "completed"
+    FAILING = "failing"
     FAILED = "failed"
+    CANCELING = "canceling"
     CANCELED = "canceled"
 
     @property
@@ -27,22 +28,34 @@ class RunState(StrEnum):
         """Whether nothing can follow."""
         return self in TERMINAL
 
+    @property
+    def gives_back(self) -> bool:
+        """Whether the run's windows are, or were, given back: nothing of the run counts any more.
+
+        From its first moment such a state stops every other step of the run: each step is a
+        conditional update of the state that it expects.
+        """
+        return self in GIVING_BACK or self in GIVING_BACK.values()
+
 
 TERMINAL = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELED})
 ACTIVE = tuple(state for state in RunState if state not in TERMINAL)
 
-_ENDINGS = frozenset({RunState.FAILED, RunState.CANCELED})
+GIVING_BACK = {RunState.FAILING: RunState.FAILED, RunState.CANCELING: RunState.CANCELED}
+"""States in which a run gives its windows back, and the state that each ends in."""
+
+_ENDINGS = frozenset(GIVING_BACK)
 _NEXT: dict[RunState, frozenset[RunState]] = {
     RunState.CLAIMING: _ENDINGS | {RunState.CLAIMED},
     RunState.CLAIMED: _ENDINGS | {RunState.EXPORTED},
-    RunState.EXPORTED: _ENDINGS | {RunState.SUBMITTED},
+    # A run that has nothing to score needs no engine.
+    RunState.EXPORTED: _ENDINGS | {RunState.SUBMITTED, RunState.SCORED},
     # An engine may be done before anybody saw it running.
     RunState.SUBMITTED: _ENDINGS | {RunState.RUNNING, RunState.SCORED},
     RunState.RUNNING: _ENDINGS | {RunState.SCORED},
     RunState.SCORED: _ENDINGS | {RunState.COMPLETED},
-    RunState.COMPLETED: frozenset(),
-    RunState.FAILED: frozenset(),
-    RunState.CANCELED: frozenset(),
+    **{state: frozenset({end}) for state, end in GIVING_BACK.items()},
+    **dict.fromkeys(TERMINAL, frozenset()),
 }
 
 
@@ -110,6 +123,11 @@ def fleet_prefix(version: str) -> str:
     return f"fleets/{version}/"
 
 
+def aside_prefix(run: str, export: str) -> str:
+    """Where an export of a run puts the predictions of the sensors that are set aside."""
+    return f"runs/{run}/aside/{export}/"
+
+
 def log_prefix(run: str) -> str:
     """Where the logs of a run that failed are kept."""
     return f"runs/{run}/logs/"
@@ -139,10 +157,70 @@ def _is_part_name(file: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One input part of a run: its number and how many windows were exported into it."""
+    """One part of a run: its number and how many windows were exported into it.
+
+    Attributes
+    ----------
+    is_aside
+        The windows are of sensors that are set aside: they were not exported for the engine, and
+        their predictions are written by the run itself.
+    """
 
     number: int
     rows: int
+    is_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """What keeps runs from piling up.
+
+    Attributes
+    ----------
+    active
+        Runs that may be active at once.
+    windows
+        About how many windows one run takes; at least all of the oldest window start. A backlog
+        is taken oldest windows first.
+    """
+
+    active: int = 1_000_000
+    windows: int = 2**62
+
+
+NO_LIMITS = RunLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How much of a run may fail before the run does; -1 is any number.
+
+    Attributes
+    ----------
+    parts
+        Input parts without predictions.
+    mini_batches
+        Mini-batches that failed.
+    mini_batch_size
+        Input parts in a mini-batch.
+    """
+
+    parts: int = 0
+    mini_batches: int = 0
+    mini_batch_size: int = 1
+
+    def allows(self, failed: int) -> bool:
+        """Return whether so many failed parts are tolerated.
+
+        Which parts shared a mini-batch is not known afterwards: the least number of mini-batches
+        that can hold them counts.
+        """
+        mini_batches = -(-failed // self.mini_batch_size)
+        return _within(failed, self.parts) and _within(mini_batches, self.mini_batches)
+
+
+def _within(number: int, limit: int) -> bool:
+    return limit < 0 or number <= limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +285,11 @@ class ScoringRun:
         Windows that an older run took belong to the run too.
     request
         The request that the run was made for, where its caller named it.
+    submitted_at, ended_at
+        When the engine last took it, and when it ended; None until then.
+    job_is_open
+        The engine may be at work on it, also after the run has ended: from before the run is
+        submitted until the engine says that its job has ended.
     """
 
     number: int
@@ -222,11 +305,19 @@ class ScoringRun:
     devices: tuple[str, ...] = ()
     rescore: bool = False
     request: RequestKey | None = None
+    submitted_at: int | None = None
+    ended_at: int | None = None
+    job_is_open: bool = False
 
     @property
     def input_prefix(self) -> str:
         """Where the input parts that count stand."""
         return input_prefix(self.run_id, self.export)
+
+    @property
+    def aside_prefix(self) -> str:
+        """Where the predictions of sensors that are set aside stand."""
+        return aside_prefix(self.run_id, self.export)
 
     @property
     def prediction_prefix(self) -> str:
@@ -261,23 +352,3 @@ class ScoringRun:
             *(other.first_start, other.last_start, other.devices, other.rescore),
             other.fleet_version,
         )
-
-
-def missing_parts(expected: Iterable[Part], indexed: dict[int, int]) -> list[str]:
-    """Tell what keeps a scored run from being complete, a sentence a part.
-
-    Parameters
-    ----------
-    expected
-        The exported parts.
-    indexed
-        Rows indexed so far by part number.
-    """
-    problems = []
-    for part in expected:
-        rows = indexed.get(part.number)
-        if rows is None:
-            problems.append(f"{part_name(part.number)}: no predictions")
-        elif rows != part.rows:
-            problems.append(f"{part_name(part.number)}: {rows} predictions for {part.rows} windows")
-    return problems

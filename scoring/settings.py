@@ -157,8 +157,17 @@ class Settings:
         "",
         "ARM id of the Azure ML workspace: /subscriptions/.../workspaces/...",
     )
-    azure_ml_deadline: int = _setting(
-        duration, "6h", "how long an Azure ML job may take, waiting for nodes included"
+    run_deadline: int = _setting(
+        duration, "6h", "how long a run may be scored for, from when the engine has begun"
+    )
+    queue_limit: int = _setting(
+        duration, "2h", "how long a run may wait for the engine to begin, as for nodes"
+    )
+    max_active_runs: int = _setting(
+        _number(1, 1000), "2", "runs that may be active at once; a further one is refused"
+    )
+    max_run_windows: int = _setting(
+        _number(1), "2000000", "windows that one run takes, about: of a backlog the oldest"
     )
     part_rows: int = _setting(_number(1), "20000", "windows an input part holds, about")
     processes: int = _setting(

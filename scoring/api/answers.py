@@ -75,7 +75,12 @@ class Run(Answer):
     cause: str = Field(description="Why it failed or is incomplete, else empty.")
     engine_status: str = Field(description="The engine's own word for how it stands.")
     link: str = Field(description="A page about it, such as Azure ML studio's; else empty.")
+    submitted_at: When | None = Field(description="When the engine last took it.")
+    job_is_open: bool = Field(
+        description="The engine may be at work on it; for a run that has ended, still."
+    )
     parts: int
+    failed_parts: int = Field(description="Parts that failed; their windows are pending again.")
     windows: int
     indexed_parts: int
     indexed: int
@@ -92,6 +97,8 @@ class RunPart(Answer):
     indexed_rows: int | None
     scored: int | None
     anomalies: int | None
+    is_aside: bool = Field(description="Of sensors that are set aside: the engine never saw it.")
+    cause: str = Field(description="Why it failed; empty if it did not.")
 
 
 class SensorCounts(Answer):

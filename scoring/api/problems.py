@@ -21,6 +21,7 @@ from scoring.errors import (
     NotFound,
     ScoringError,
     StorageUnusable,
+    TooManyRuns,
     Transient,
 )
 
@@ -190,6 +191,7 @@ _MEANINGS: tuple[tuple[tuple[type[ScoringError], ...], int, str, str], ...] = (
     ),
     ((BadInput,), 422, "bad-input", ""),
     ((NotFound,), 404, "not-found", ""),
+    ((TooManyRuns,), 409, "too-many-runs", ""),
     ((Conflict,), 409, "conflict", ""),
     (
         (Transient,),

@@ -64,9 +64,19 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
         "windows": f"{cell(found.windows)}, {cell(found.pending)} of them pending",
         "gaps": gaps or "none",
         "rejects": rejected or "none",
+        "runs": ", ".join(found.active_runs) or "none is active",
+        "suspects": f"{cell(found.suspects)}, {cell(found.set_aside)} of them set aside",
     }
     for name, value in facts.items():
         console().print(f"{name:>8}  {value}", highlight=False)
+    for job in found.open_jobs:
+        shown = plain(job)
+        console().print(
+            f"run {job.run_id} is {job.state} since {shown['ended_at']}, and its job is not known"
+            f" to have ended: {job.engine_status or 'the engine was not asked yet'}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def plain_instant(instant: int) -> str:

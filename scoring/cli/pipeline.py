@@ -109,6 +109,7 @@ def run(
 
     scope = Scope(instant_option(since), instant_option(until), tuple(device or ()), rescore)
     with opened(context) as app:
+        app.watch.follow_jobs(now())
         ended = [_follow(app, left) for left in app.submit.store.active_runs()]
         version = fleet or app.shelf.current()
         app.shelf.open(version)
@@ -154,6 +155,8 @@ def show_run(
         return
     for name, value in plain(summary).items():
         console().print(f"{name:>14}  {cell(value)}", highlight=False, soft_wrap=True)
+    if failed := [part for part in parts if part.cause]:
+        show_rows("failed parts, their windows pending", failed, _PART_COLUMNS, as_json=False)
     show_rows("sensors, most anomalous first", counts, _COUNT_COLUMNS, as_json=False)
     if logs:
         console().print(f"{len(logs)} logs are kept: run logs {run_id}", highlight=False)
@@ -251,6 +254,7 @@ _RUN_COLUMNS = {
     "anomalies": "anomalies",
     "cause": "cause",
 }
+_PART_COLUMNS = {"number": "part", "rows": "windows", "cause": "cause"}
 _COUNT_COLUMNS = {
     "device": "device",
     "sensor": "sensor",

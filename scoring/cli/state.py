@@ -41,7 +41,7 @@ Window = Annotated[
 _INSTANTS = frozenset(
     {
         *("watermark", "last_enqueued", "enqueued_time", "window_start", "created_at"),
-        *("ended_at", "last_start", "first_start", "horizon", "start", "end"),
+        *("ended_at", "submitted_at", "last_start", "first_start", "horizon", "start", "end"),
     }
 )
 

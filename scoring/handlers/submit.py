@@ -4,31 +4,25 @@ Each step is persisted before the next begins, and can be repeated by any proces
 that drive one run do some work twice, and never differ in what counts.
 """
 
-import io
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from scoring import instants
-from scoring.aggregates import Partials
 from scoring.errors import Conflict, ScoringError
+from scoring.handlers.parts import Parts, Suspects
 from scoring.ports import Blobs, Engine, RunStore, ScoringOrder
-from scoring.predictions import INPUT_SCHEMA
 from scoring.runs import (
     EVERYTHING,
-    Part,
+    NO_LIMITS,
     RequestKey,
+    RunLimits,
     RunState,
     Scope,
     ScoringRun,
+    aside_prefix,
     input_prefix,
     part_name,
-    part_of,
     run_id,
 )
 from scoring.windows import horizon, last_final_start
@@ -38,9 +32,6 @@ CLAIM_LIMIT = 50_000
 
 ATTEMPTS = 3
 """How often a run is proposed while others are claiming."""
-
-ROW_GROUP = 16_384
-"""Rows of a part that are gathered before they are compressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +44,8 @@ class SubmitRun:
         Microseconds.
     part_rows
         About how many windows an input part holds.
+    limits
+        How many runs may be active, and how large one may be.
     """
 
     store: RunStore
@@ -62,6 +55,7 @@ class SubmitRun:
     allowed_lateness: int
     idle_timeout: int
     part_rows: int
+    limits: RunLimits = NO_LIMITS
 
     def __call__(  # noqa: PLR0913 - what only some callers have comes by keyword
         self,
@@ -90,6 +84,8 @@ class SubmitRun:
         ------
         Conflict
             The key was used for another request, or other runs are claiming all the time.
+        TooManyRuns
+            As many runs are active as may be.
         """
         run = self.begin(trigger, fleet_version, now, nonce, scope=scope, request=request)
         return run and self.advance(run, now, nonce)
@@ -132,7 +128,7 @@ class SubmitRun:
         """Drive a run, wherever it stopped, until the engine has it."""
         steps: dict[RunState, Callable[[ScoringRun], object]] = {
             RunState.CLAIMING: lambda run: self._claim(run, now),
-            RunState.CLAIMED: lambda run: self._export(run, nonce),
+            RunState.CLAIMED: lambda run: self._export(run, now, nonce),
             RunState.EXPORTED: lambda run: self._submit(run, now),
         }
         while step := steps.get(run.state):
@@ -140,15 +136,24 @@ class SubmitRun:
             run = self.store.run(run.run_id)
         return run
 
-    def resubmit(self, run: ScoringRun) -> None:
-        """Hand a run to the engine, again if need be: the engine knows it by its id."""
+    def hand_over(self, run: ScoringRun) -> None:
+        """Give a run to the engine, again if need be: the engine knows it by its id.
+
+        A run that was ended meanwhile is not given, or stopped again: the store knows, before the
+        engine is asked, that it may have a job of the run, and `WatchRuns` follows that job until
+        it has ended.
+        """
+        if not self.store.open_job(run):
+            return
         self.engine.submit(
             ScoringOrder(run.run_id, run.fleet_version, run.input_prefix, run.prediction_prefix)
         )
+        if self.store.run(run.run_id).state.gives_back:
+            self.engine.cancel(run.run_id)
 
     def _begin(self, proposed: ScoringRun, now: datetime, nonce: str) -> ScoringRun | None:
         for _ in range(ATTEMPTS):
-            run = self.store.begin_run(proposed)
+            run = self.store.begin_run(proposed, self.limits)
             if run is None or run.answers(proposed):
                 return run
             # Another claim is under way: once it has ended, this one can begin.
@@ -161,94 +166,35 @@ class SubmitRun:
             pass
         self.store.transition(run, RunState.CLAIMED, instants.of(now))
 
-    def _export(self, run: ScoringRun, export: str) -> None:
+    def _export(self, run: ScoringRun, now: datetime, export: str) -> None:
         count = max(1, -(-self.store.count_claimed(run) // self.part_rows))
-        parts = _Parts(count)
+        known = {one.key: one for one in self.store.suspects()}
+        parts = Parts(count, Suspects(run, known, instants.of(now)))
         for windows in self.store.claimed(run):
             parts.add(windows)
-        prefix = input_prefix(run.run_id, export)
+        inputs, aside = input_prefix(run.run_id, export), aside_prefix(run.run_id, export)
         for part, data in parts.finished():
             # Written once: what the engine was told to score never changes.
-            self.blobs.create(prefix + part_name(part.number), data)
+            self.blobs.create((aside if part.is_aside else inputs) + part_name(part.number), data)
         recorded = self.store.record_export(run, export, parts.written)
         # Where the answer to it was lost and it is asked again, this very export was first.
         if not recorded and self.store.run(run.run_id).export != export:
-            self.blobs.delete(prefix)
+            for prefix in (inputs, aside):
+                self.blobs.delete(prefix)
 
     def _submit(self, run: ScoringRun, now: datetime) -> None:
+        parts = self.store.parts(run)
+        for name in [part_name(part.number) for part in parts if part.is_aside]:
+            data, _ = self.blobs.read(run.aside_prefix + name)
+            self.blobs.write(run.prediction_prefix + name, data)
+        if all(part.is_aside for part in parts):
+            # No node is started for what late readings, or another run, have taken away.
+            self.store.transition(run, RunState.SCORED, instants.of(now))
+            return
         try:
-            self.resubmit(run)
+            self.hand_over(run)
         except ScoringError as error:
             # Whoever looks at the run sees what keeps it, until it is submitted after all.
             self.store.note(run, f"not submitted yet: {error}")
             raise
         self.store.transition(run, RunState.SUBMITTED, instants.of(now))
-
-
-class _Parts:
-    """Spreads windows over input parts, each sensor whole, as compressed Parquet in memory."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._waiting: dict[int, list[pa.Table]] = defaultdict(list)
-        self._sinks: dict[int, tuple[io.BytesIO, pq.ParquetWriter]] = {}
-        self._rows: dict[int, int] = defaultdict(int)
-
-    @property
-    def written(self) -> list[Part]:
-        """The parts that have rows, in order."""
-        return [Part(number, rows) for number, rows in sorted(self._rows.items())]
-
-    def add(self, windows: Partials) -> None:
-        numbers = part_numbers(windows, self._count)
-        table = input_table(windows)
-        for number in np.unique(numbers).tolist():
-            rows = table.take(np.flatnonzero(numbers == number))
-            self._rows[number] += rows.num_rows
-            self._waiting[number].append(rows)
-            if sum(waiting.num_rows for waiting in self._waiting[number]) >= ROW_GROUP:
-                self._compress(number)
-
-    def finished(self) -> list[tuple[Part, bytes]]:
-        """Close the files; gives each part that has rows with its bytes."""
-        for number in [number for number, tables in self._waiting.items() if tables]:
-            self._compress(number)
-        for _, writer in self._sinks.values():
-            writer.close()
-        return [(part, self._sinks[part.number][0].getvalue()) for part in self.written]
-
-    def _compress(self, number: int) -> None:
-        if number not in self._sinks:
-            sink = io.BytesIO()
-            self._sinks[number] = sink, pq.ParquetWriter(sink, INPUT_SCHEMA, compression="zstd")
-        tables = pa.concat_tables(self._waiting.pop(number)).unify_dictionaries()
-        self._sinks[number][1].write_table(tables)
-
-
-def part_numbers(windows: Partials, count: int) -> np.ndarray:
-    """Part of each window; int64, shape (windows,)."""
-    known: dict[tuple[str, str], int] = {}
-    numbers = np.empty(len(windows), dtype=np.int64)
-    for row, (device, sensor, _) in enumerate(windows.keys):
-        number = known.get((device, sensor))
-        if number is None:
-            number = known[device, sensor] = part_of(device, sensor, count)
-        numbers[row] = number
-    return numbers
-
-
-def input_table(windows: Partials) -> pa.Table:
-    """Windows as rows of an input part."""
-    device, sensor, start = zip(*windows.keys, strict=True)
-    columns = {
-        "device": pa.array(device, pa.string()).dictionary_encode(),
-        "sensor": pa.array(sensor, pa.string()).dictionary_encode(),
-        "window_start": pa.array(start, pa.int64()),
-        "count": windows.count,
-        "mean": windows.mean,
-        "std": windows.std(),
-        "min": windows.min,
-        "max": windows.max,
-        "last": windows.last,
-    }
-    return pa.table(columns).cast(INPUT_SCHEMA)

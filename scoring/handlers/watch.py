@@ -4,14 +4,18 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from scoring import instants
-from scoring.errors import Conflict, InvalidPart, ScoringError, cause_of
+from scoring.errors import ScoringError, cause_of
+from scoring.handlers.ending import EndRuns, tell_nobody
 from scoring.handlers.logs import RunLogs
-from scoring.handlers.submit import CLAIM_LIMIT, SubmitRun
+from scoring.handlers.submit import SubmitRun
 from scoring.ports import Blobs, Engine, EngineReport, EngineState, RunStore
-from scoring.runs import Part, RunState, ScoringRun, missing_parts, part_name
+from scoring.runs import RunState, ScoringRun
+
+LOSSES = 10
+"""How often a run that the engine has lost is given to it again."""
 
 _WITH_ENGINE = (RunState.SUBMITTED, RunState.RUNNING)
 
@@ -20,33 +24,32 @@ _KEPT = "could not be followed: "
 log = logging.getLogger("scoring.watch")
 
 
-def _tell_nobody(_: object) -> None:
-    """Take note of nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class WatchRuns:
-    """The watch handler: brings every active run as far as it can come now.
+    """The watch handler: brings every run as far as it can come now.
 
     Attributes
     ----------
-    index
-        The index handler.
-    ended
-        Told the id of each run that was ended here, once.
+    ending
+        Ends what has ended.
+    deadline
+        Microseconds that a run may be scored for, from when the engine began.
+    queue_limit
+        Microseconds that a run may wait for the engine to begin.
     """
 
     store: RunStore
     blobs: Blobs
     engine: Engine
     submit: SubmitRun
-    index: Callable[[str], bool]
-    ended: Callable[[str], None] = _tell_nobody
+    ending: EndRuns
+    deadline: int
+    queue_limit: int
 
     def __call__(
-        self, now: datetime, nonce: str, tell: Callable[[ScoringRun], None] = _tell_nobody
+        self, now: datetime, nonce: str, tell: Callable[[ScoringRun], None] = tell_nobody
     ) -> list[ScoringRun]:
-        """Look at every active run once; gives them as they are then.
+        """Look at every active run once, and at the jobs of runs that have ended.
 
         A run that fails keeps nobody from looking at those after it: its error is logged, and the
         first one is raised in the end.
@@ -54,8 +57,15 @@ class WatchRuns:
         Parameters
         ----------
         tell
-            Told each run as it is then, also where another one fails.
+            Told each active run as it is then, also where another one fails.
+
+        Returns
+        -------
+        list of ScoringRun
+            The runs that were active, as they are then.
         """
+        # First: a run that ends in this look is followed from the next one on.
+        self.follow_jobs(now)
         seen, errors = [], []
         for run in self.store.active_runs():
             try:
@@ -69,6 +79,18 @@ class WatchRuns:
             raise errors[0]
         return seen
 
+    def follow_jobs(self, now: datetime) -> None:
+        """Follow the jobs of runs that have ended, until they have.
+
+        What keeps one from being followed is logged, and seen in the status: the run itself has
+        ended, so that this is no failure.
+        """
+        for run in self.store.open_jobs():
+            try:
+                self.ending.follow_job(run, now)
+            except ScoringError as error:
+                _log_failure(run, error)
+
     @property
     def logs(self) -> RunLogs:
         """Logs of runs that failed."""
@@ -76,28 +98,29 @@ class WatchRuns:
 
     def watch(self, run: ScoringRun, now: datetime, nonce: str) -> ScoringRun:
         """Look at one run once."""
-        run = self.submit.advance(run, now, nonce)
+        try:
+            run = self.submit.advance(run, now, nonce)
+        except ScoringError as error:
+            if not self._has_waited(run, now):
+                raise
+            waited = f"not submitted within {_text(self.queue_limit)}: {error}"
+            self.ending.end(run, RunState.FAILING, now, waited)
         if run.state in _WITH_ENGINE:
             self._follow(run, now)
         elif run.state == RunState.SCORED:
-            self._complete(run, now)
+            self.ending.complete(run, now)
+        elif run.state.gives_back:
+            self.ending.finish(run, now)
         return self.store.run(run.run_id)
 
     def cancel(self, run_id: str, now: datetime) -> ScoringRun:
-        """Stop a run and give its windows back.
+        """Stop a run and give its windows back; see `EndRuns.cancel`."""
+        return self.ending.cancel(run_id, now)
 
-        Raises
-        ------
-        NotFound, Conflict
-            There is no such run, or it has ended.
-        """
-        run = self.store.run(run_id)
-        if run.state.is_terminal:
-            message = f"run {run_id} is {run.state} and cannot be canceled"
-            raise Conflict(message)
-        self.engine.cancel(run_id)
-        self._end(run, RunState.CANCELED, now, "canceled on request")
-        return self.store.run(run_id)
+    def _has_waited(self, run: ScoringRun, now: datetime) -> bool:
+        """Whether a run that could not be submitted is given up."""
+        is_exported = self.store.run(run.run_id).state == RunState.EXPORTED
+        return is_exported and instants.of(now) - run.created_at > self.queue_limit
 
     def _follow(self, run: ScoringRun, now: datetime) -> None:
         try:
@@ -120,56 +143,61 @@ class WatchRuns:
     def _look(self, run: ScoringRun, now: datetime) -> None:
         report = self.engine.poll(run.run_id)
         if report is None:
-            # The answer to the submit was lost, or the engine died with the run: give it again.
-            self.submit.resubmit(run)
+            self._lost(run, now)
             return
         if report.status or report.link:
             self.store.note_engine(run, report.status, report.link)
-        problems = self._index_new(run)
         match report.state:
-            case EngineState.RUNNING if run.state == RunState.SUBMITTED:
-                self.store.transition(run, RunState.RUNNING, instants.of(now))
             case EngineState.COMPLETED:
                 self.store.transition(run, RunState.SCORED, instants.of(now))
-                self._complete(run, now, problems)
+                self.ending.complete(run, now)
             case EngineState.FAILED:
                 # Before it has failed: a crash in between leaves it to be asked again.
                 self.logs.keep(run.run_id, report.logs)
-                self._end(run, RunState.FAILED, now, _cause(report))
+                self.ending.fail(run, now, report.cause or "the engine gave no cause")
             case EngineState.CANCELED:
-                self._end(run, RunState.CANCELED, now, "canceled at the engine")
+                self.ending.end(run, RunState.CANCELING, now, "canceled at the engine")
             case _:
-                pass
+                self._go_on(run, report, now)
+                return
+        self.store.close_job(run)
 
-    def _index_new(self, run: ScoringRun) -> list[str]:
-        """Index the parts that are there and were not indexed; gives what is wrong with any."""
-        etags = {run.prediction_prefix + part_name(p.number): p.etag for p in self.store.parts(run)}
-        problems = []
-        for blob in self.blobs.list(run.prediction_prefix):
-            if blob.name in etags and etags[blob.name] != blob.etag:
-                try:
-                    self.index(blob.name)
-                except InvalidPart as error:
-                    problems.append(str(error))
-        return problems
+    def _lost(self, run: ScoringRun, now: datetime) -> None:
+        """Give a run to the engine again that it does not know, a number of times."""
+        losses = self.store.lose_job(run, instants.of(now))
+        if losses <= LOSSES:
+            self.submit.hand_over(run)
+        else:
+            cause = f"the engine lost the run {losses} times"
+            self.ending.end(run, RunState.FAILING, now, cause)
 
-    def _complete(self, run: ScoringRun, now: datetime, problems: list[str] | None = None) -> None:
-        problems = self._index_new(run) if problems is None else problems
-        parts = self.store.parts(run)
-        indexed = {p.number: p.indexed_rows for p in parts if p.indexed_rows is not None}
-        expected = [Part(part.number, part.rows) for part in parts]
-        problems = problems + missing_parts(expected, indexed)
-        if problems:
-            self.store.note(run, "incomplete: " + "; ".join(problems))
-        elif self.store.transition(run, RunState.COMPLETED, instants.of(now)):
-            self.ended(run.run_id)
+    def _go_on(self, run: ScoringRun, report: EngineReport, now: datetime) -> None:
+        """Index what is there of a run that the engine is not done with; end one that is late."""
+        self.ending.index_new(run)
+        if report.state == EngineState.RUNNING and run.state == RunState.SUBMITTED:
+            self.store.transition(run, RunState.RUNNING, instants.of(now))
+        if late := self._lateness(run, report, instants.of(now)):
+            status = report.status or report.state.value
+            cause = f"{late}, and canceled then; the engine says: {status}"
+            self.ending.end(run, RunState.FAILING, now, cause)
+            self.engine.cancel(run.run_id)
 
-    def _end(self, run: ScoringRun, state: RunState, now: datetime, cause: str) -> None:
-        # Windows first: a crash in between leaves the run active, and this is done again.
-        while self.store.release(run, CLAIM_LIMIT):
-            pass
-        if self.store.transition(run, state, instants.of(now), cause):
-            self.ended(run.run_id)
+    def _lateness(self, run: ScoringRun, report: EngineReport, now: int) -> str:
+        """Say which limit a run has passed; empty if it has passed none."""
+        submitted = run.submitted_at or run.created_at
+        if report.started is not None:
+            is_late = now - report.started > self.deadline
+            return f"not done within {_text(self.deadline)} of its start" if is_late else ""
+        if report.state == EngineState.QUEUED:
+            is_late = now - submitted > self.queue_limit
+            return f"not started within {_text(self.queue_limit)}" if is_late else ""
+        # The engine cannot tell when it began.
+        both = self.queue_limit + self.deadline
+        return f"not done within {_text(both)}" if now - submitted > both else ""
+
+
+def _text(microseconds: int) -> str:
+    return str(timedelta(microseconds=microseconds))
 
 
 def _log_failure(run: ScoringRun, error: Exception) -> None:
@@ -177,7 +205,3 @@ def _log_failure(run: ScoringRun, error: Exception) -> None:
     # Only one error of a look is raised: nobody else would show where a defect is.
     trace = None if isinstance(error, ScoringError) else error
     log.warning("watch.run_failed", extra=facts, exc_info=trace)
-
-
-def _cause(report: EngineReport) -> str:
-    return report.cause or "the engine gave no cause"

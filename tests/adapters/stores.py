@@ -169,6 +169,21 @@ def exported(database: Database, run_id: str = "r1", rows: int | Sequence[int] =
     return store.run(run_id)
 
 
+def ended(
+    database: Database,
+    run: ScoringRun,
+    state: RunState = RunState.FAILING,
+    cause: str = "",
+    now: int = NOW,
+) -> ScoringRun:
+    """End a run as failing or canceling, with its windows given back."""
+    store = SqlRunStore(database)
+    assert store.transition(run, state, now, cause)
+    while not store.finish(run, 1000, now):
+        pass
+    return store.run(run.run_id)
+
+
 def windows_of(database: Database, run: ScoringRun) -> list[tuple[str, str, int]]:
     """Name the windows that a run would export now."""
     return [key for one in SqlRunStore(database).claimed(run) for key in one.keys]

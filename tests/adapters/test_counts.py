@@ -15,12 +15,11 @@ from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.adapters.sql.schema import device_counts, metadata, predictions, sensor_counts
 from scoring.queries import DeviceCounts
-from scoring.runs import RunState
 from tests.adapters.stores import (
     MINUTE,
-    NOW,
     claimed,
     contents,
+    ended,
     exported,
     partials,
     save,
@@ -175,7 +174,7 @@ def test_windows_of_another_size_begin_to_be_counted_anew(database: Database) ->
     save(database, partials=partials({("a", "s", 0): [1.0]}))
     store, run = SqlRunStore(database), exported(database)
     store.index_part(run, 0, "t1", part_of(("a", "s", 0, 1.0)))
-    store.transition(run, RunState.FAILED, NOW)
+    ended(database, run)
 
     with SqlRebuildStore(database).rebuild(2 * MINUTE):
         pass

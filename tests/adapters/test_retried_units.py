@@ -284,7 +284,8 @@ class TestRuns:
         store.index_part(store.run("r1"), 0, "tag", predictions(("d", "s", 0, 1.0)))
         assert [part.indexed_rows for part in store.parts(run)] == [1]
 
+        store.transition(run, RunState.FAILING, NOW)
         failing(1, carried_out=carried_out)
-        while store.release(run, 100):
-            pass
+        store.finish(run, 100, NOW)
         assert store.count_claimed(run) == 0
+        assert store.run("r1").state == RunState.FAILED

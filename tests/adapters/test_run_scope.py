@@ -14,6 +14,7 @@ from tests.adapters.stores import (
     P0,
     P1,
     claimed,
+    ended,
     partials,
     proposed,
     save,
@@ -130,9 +131,7 @@ class TestScoringAgain:
         claimed(database, "r1")
         run = begun(store, "r2", rescore=True, devices=("a",))
         claim_all(store, run)
-        while store.release(run, 3):
-            pass
-        store.transition(run, RunState.CANCELED, NOW)
+        ended(database, run, RunState.CANCELING)
 
         assert [key[0] for key in windows_of(database, claimed(database, "r3"))] == ["a"] * 4
 
@@ -141,10 +140,12 @@ class TestScoringAgain:
 
 
 class TestRequests:
-    def test_a_request_finds_its_run_whatever_became_of_it(self, store: SqlRunStore) -> None:
+    def test_a_request_finds_its_run_whatever_became_of_it(
+        self, database: Database, store: SqlRunStore
+    ) -> None:
         first = begun(store, "r1", request=K1)
         claim_all(store, first)
-        store.transition(first, RunState.FAILED, NOW)
+        ended(database, first)
 
         again = store.begin_run(replace(proposed("r2"), request=RequestKey("k1", "other")))
 

@@ -30,6 +30,7 @@ from tests.adapters.stores import (
     begun,
     claimed,
     contents,
+    ended,
     exported,
     joined,
     partials,
@@ -269,9 +270,32 @@ class TestLateReadings:
 
         second = claimed(database, "r2")
 
-        for run in (first, second):
-            found = joined(store.claimed(run))
-            assert (found.keys, found.count.tolist()) == ([("d", "s", 0)], [2])
+        # The window is scored once: by the run that has the late reading.
+        assert windows_of(database, first) == []
+        found = joined(store.claimed(second))
+        assert (found.keys, found.count.tolist()) == ([("d", "s", 0)], [2])
+
+    def test_a_window_that_waits_for_its_late_reading_to_be_claimed_is_not_exported(
+        self, fill: Fill, database: Database
+    ) -> None:
+        fill("s", "t")
+        run = claimed(database, "r1")
+
+        save(database, P1, partials=partials({("d", "s", 0): [3.0]}))
+
+        assert windows_of(database, run) == [("d", "t", 0)]
+
+    def test_a_window_that_an_older_run_has_scored_belongs_to_the_newer_run(
+        self, fill: Fill, database: Database
+    ) -> None:
+        fill("s")
+        claimed(database, "r1")
+        save(database, P1, partials=partials({("d", "s", 0): [3.0]}))
+        second = claimed(database, "r2")
+
+        ended(database, second)
+
+        assert windows_of(database, claimed(database, "r3")) == [("d", "s", 0)]
 
     def test_a_late_reading_makes_its_own_window_pending_only(
         self, fill: Fill, database: Database
@@ -364,12 +388,43 @@ class TestReleasing:
     ) -> None:
         fill("a", "b", "c", windows=2)
         run = claimed(database)
+        store.transition(run, RunState.FAILING, NOW, "tried")
 
-        assert store.release(run, 3) == 4
+        assert not store.finish(run, 3, NOW)
         assert pending(database) == [(s, t) for s in "ab" for t in (0, MINUTE)]
-        assert store.release(run, 3) == 2
-        assert store.release(run, 3) == 0
+        assert store.run(run.run_id).state == RunState.FAILING
+        assert store.finish(run, 3, NOW)
         assert windows_of(database, run) == []
+        assert store.run(run.run_id) == replace(
+            run, state=RunState.FAILED, cause="tried", ended_at=NOW
+        )
+        assert not store.finish(run, 3, NOW)
+
+    @pytest.mark.parametrize("state", [state for state in RunState if not state.gives_back])
+    def test_a_run_that_is_not_ending_keeps_its_windows(
+        self, fill: Fill, database: Database, store: RunStore, state: RunState
+    ) -> None:
+        fill("a")
+        run = claimed(database)
+        put_into(database, run, state)
+
+        store.finish(run, 100, NOW)
+
+        assert pending(database) == []
+
+    @pytest.mark.parametrize("state", [RunState.FAILING, RunState.CANCELING])
+    def test_a_claim_that_was_under_way_takes_nothing_from_a_run_that_is_ending(
+        self, fill: Fill, database: Database, store: RunStore, state: RunState
+    ) -> None:
+        fill("a", "b")
+        run = begun(database)
+        assert store.claim(run, 1) == 1
+        assert store.transition(run, state, NOW)
+
+        assert store.claim(run, 1) == 0
+        assert store.finish(run, 100, NOW)
+        assert store.claim(run, 1) == 0
+        assert pending(database) == [("a", 0), ("b", 0)]
 
     def test_windows_of_another_run_stay_its_own(
         self, fill: Fill, database: Database, store: RunStore
@@ -379,7 +434,7 @@ class TestReleasing:
         fill("b")
         second = claimed(database, "r2")
 
-        store.release(first, 100)
+        ended(database, first)
 
         assert windows_of(database, second) == [("d", "b", 0)]
         assert pending(database) == [("a", 0)]
@@ -389,8 +444,7 @@ class TestReleasing:
     ) -> None:
         fill("a", "b")
         first = claimed(database, "r1")
-        store.release(first, 100)
-        store.transition(first, RunState.FAILED, NOW, "tried")
+        ended(database, first)
 
         assert len(windows_of(database, claimed(database, "r2"))) == 2
 
@@ -424,7 +478,7 @@ class TestStates:
             return SqlRunStore(database).transition(run, state, NOW)
 
         with ThreadPoolExecutor(2) as pool:
-            moved = list(pool.map(end, [RunState.FAILED, RunState.CANCELED]))
+            moved = list(pool.map(end, [RunState.FAILING, RunState.CANCELING]))
 
         assert sorted(moved) == [False, True]
 
@@ -439,7 +493,7 @@ class TestStates:
         third = begun(database, "r3")
         assert store.active_runs() == [first, second, third]
 
-        store.transition(second, RunState.CANCELED, NOW)
+        ended(database, second, RunState.CANCELING)
 
         assert store.active_runs() == [first, third]
 

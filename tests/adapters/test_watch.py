@@ -55,7 +55,11 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def app(tmp_path: Path, engine: ScriptedEngine) -> Iterator[App]:
-    given = {"SCORING_DATA": str(tmp_path / "data"), "SCORING_WINDOW": "1min"}
+    given = {
+        "SCORING_DATA": str(tmp_path / "data"),
+        "SCORING_WINDOW": "1min",
+        "SCORING_MAX_ACTIVE_RUNS": "3",
+    }
     with App(Settings.load(given)) as app:
         app.__dict__["engine"] = engine
         model = train_model(np.random.default_rng(1).normal(3, 2, (40, 1)), Training())

@@ -111,8 +111,12 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def app(template: Path, tmp_path: Path) -> Iterator[App]:
     shutil.copytree(template, tmp_path / "data")
-    settings = Settings.load({"SCORING_DATA": str(tmp_path / "data"), "SCORING_WINDOW": "1min"})
-    with App(settings) as app:
+    given = {
+        "SCORING_DATA": str(tmp_path / "data"),
+        "SCORING_WINDOW": "1min",
+        "SCORING_MAX_ACTIVE_RUNS": "1000",
+    }
+    with App(Settings.load(given)) as app:
         app.__dict__["engine"] = ListeningEngine()
         yield app
 

@@ -12,8 +12,7 @@ from scoring.api import runs
 from scoring.bootstrap import App
 from scoring.errors import Misconfigured
 from scoring.ports import LogTail
-from scoring.runs import RunState
-from tests.adapters.stores import MINUTE, windows_of
+from tests.adapters.stores import MINUTE, ended, windows_of
 from tests.api.conftest import BEGIN, Client, ListeningEngine, fill, said, submitted
 
 
@@ -204,9 +203,8 @@ class TestIdempotency:
     ) -> None:
         fill(app, ("a", "s"), ("b", "s"))
         first = client.post("/runs", {"devices": ["b"]}, Idempotency_Key="k1").json()["run_id"]
-        store = SqlRunStore(app.database)
-        store.release(store.run(first), 100)
         with app.database.write() as connection:
+            connection.exec_driver_sql("UPDATE window_partials SET claimed_by = NULL")
             connection.exec_driver_sql("DELETE FROM run_parts")
             connection.exec_driver_sql("UPDATE runs SET state = 'claiming'")
 
@@ -292,8 +290,8 @@ class TestShowing:
     def test_a_failed_run_shows_its_cause(self, app: App, client: Client) -> None:
         fill(app, ("a", "s"))
         run_id = submitted(app)
-        store = SqlRunStore(app.database)
-        store.transition(store.run(run_id), RunState.FAILED, BEGIN, "no memory")
+        run = SqlRunStore(app.database).run(run_id)
+        ended(app.database, run, cause="no memory", now=BEGIN)
 
         shown = client.get(f"/runs/{run_id}").json()
 

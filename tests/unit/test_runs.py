@@ -12,12 +12,12 @@ from scoring.errors import BadInput
 from scoring.runs import (
     ACTIVE,
     TERMINAL,
-    Part,
     RunState,
     ScoringRun,
+    Tolerance,
+    error_name,
     input_prefix,
     may_follow,
-    missing_parts,
     parse_prediction_name,
     part_name,
     part_of,
@@ -27,15 +27,17 @@ from scoring.runs import (
 
 RUN = "r20261122T230000Z-1a2b3c"
 PATH = ["claiming", "claimed", "exported", "submitted", "running", "scored", "completed"]
-FORWARD = {*pairwise(PATH), ("submitted", "scored")}
+FORWARD = {*pairwise(PATH), ("submitted", "scored"), ("exported", "scored")}
+FORWARD |= {("failing", "failed"), ("canceling", "canceled")}
 
 
 @pytest.mark.parametrize("new", RunState)
 def test_what_a_conditional_update_asks_for_is_what_the_transitions_allow(new: RunState) -> None:
     before = [state for state in RunState if (state, new) in FORWARD]
-    ends = new in {RunState.FAILED, RunState.CANCELED}
+    gives_back = new in {RunState.FAILING, RunState.CANCELING}
+    working = [state for state in ACTIVE if not state.gives_back]
 
-    assert list(may_follow(new)) == (list(ACTIVE) if ends else before)
+    assert list(may_follow(new)) == (working if gives_back else before)
 
 
 def test_every_state_is_either_active_or_terminal() -> None:
@@ -120,15 +122,36 @@ def test_no_other_name_is_taken_for_a_prediction_part(name: str) -> None:
         parse_prediction_name(name)
 
 
-def test_a_run_is_complete_when_every_part_has_as_many_predictions_as_windows() -> None:
-    assert missing_parts([Part(0, 10), Part(7, 3)], {0: 10, 7: 3}) == []
-    assert missing_parts([], {}) == []
+def test_a_run_that_gives_its_windows_back_is_done_with_all_else() -> None:
+    assert {str(state) for state in RunState if state.gives_back} == {
+        *("failing", "failed", "canceling", "canceled"),
+    }
 
 
-def test_what_is_missing_is_told_part_by_part() -> None:
-    problems = missing_parts([Part(0, 10), Part(1, 3), Part(2, 5)], {0: 9, 2: 5})
+@pytest.mark.parametrize(
+    ("parts", "mini_batches", "size", "allowed"),
+    [
+        (0, 0, 1, 0),
+        (2, 2, 1, 2),
+        (5, 1, 1, 1),
+        (1, 5, 1, 1),
+        # Five parts fill two mini-batches of four at least.
+        (-1, 1, 4, 4),
+        (-1, 2, 4, 8),
+        (3, -1, 4, 3),
+    ],
+)
+def test_as_many_parts_may_fail_as_both_thresholds_allow(
+    parts: int, mini_batches: int, size: int, allowed: int
+) -> None:
+    tolerance = Tolerance(parts, mini_batches, size)
 
-    assert problems == [
-        "part-00000.parquet: 9 predictions for 10 windows",
-        "part-00001.parquet: no predictions",
-    ]
+    assert [tolerance.allows(failed) for failed in (allowed, allowed + 1)] == [True, False]
+
+
+def test_where_both_thresholds_ignore_failures_any_number_is_allowed() -> None:
+    assert Tolerance(-1, -1).allows(10**6)
+
+
+def test_the_error_of_a_part_lies_beside_its_predictions() -> None:
+    assert error_name(part_name(42)) == "part-00042.error"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import exc
 
-from scoring.errors import Misconfigured, ScoringError, StorageUnusable, Transient
+from scoring.errors import DataRefused, Misconfigured, ScoringError, StorageUnusable, Transient
 
 _SQLITE_UNUSABLE = (
     *("full", "readonly", "read-only", "malformed", "not a database", "disk i/o error"),
@@ -29,6 +29,8 @@ _UNIQUE = frozenset({"23505"})
 # that two may be; the second of them finds the other's row when it comes again. Elsewhere a lock
 # keeps two writers apart: a duplicate key there is one again however often it is tried.
 _FIRST_WRITERS = re.compile(r"\b(?:pk_)?(?:partitions|facts|sensor_counts|device_counts)\b")
+# Cardinality (two rows of one key in a statement), data exceptions, integrity constraints.
+_DATA = frozenset({"21", "22", "23"})
 _UNUSABLE = frozenset({"53100", "25006", "58030", "XX001"})
 _MISCONFIGURED = frozenset({"28", "3D000"})
 # Of unixODBC, about a connection: the file or the name of a driver is not there.
@@ -58,7 +60,7 @@ def _translate(error: exc.SQLAlchemyError) -> ScoringError:
         return Transient(f"no connection to the database was free: {text}")
     if not isinstance(error, exc.DBAPIError):
         return ScoringError(f"the database refused: {text}")
-    return _by_code(error, text) or _by_words(error, text) or _other(text)
+    return _by_code(error, text) or _by_words(error, text) or _of_a_value(error, text)
 
 
 def _by_code(error: exc.DBAPIError, text: str) -> ScoringError | None:
@@ -110,6 +112,13 @@ def _of_a_connection(error: exc.DBAPIError, text: str) -> ScoringError | None:
     if error.connection_invalidated or isinstance(error, exc.OperationalError):
         return Transient(f"the database is not reachable: {text}")
     return None
+
+
+def _of_a_value(error: exc.DBAPIError, text: str) -> ScoringError:
+    """Tell a value that is refused from a statement that is: only the data are to blame there."""
+    if isinstance(error, (exc.DataError, exc.IntegrityError)) or _states(error) & _DATA:
+        return DataRefused(f"the database refused: {text}")
+    return _other(text)
 
 
 def _other(text: str) -> ScoringError:

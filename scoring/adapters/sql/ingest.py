@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from scoring import ledger
-from scoring.adapters.sql import bulk
+from scoring.adapters.sql import bulk, texts
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import read_window
 from scoring.adapters.sql.schema import epochs, facts, gaps, partitions, rejects, segments
 from scoring.ledger import Epoch
 from scoring.ports import Gap, IngestChange, RejectKey, StoredReject
-from scoring.readings import Partition
+from scoring.readings import MAX_NAME, Partition
 from scoring.retrying import retried
 from scoring.windows import PartitionProgress
 
@@ -88,7 +88,7 @@ class _Transaction:
         return [
             (
                 *(self.partition, r.epoch, r.sequence_number, r.position, r.enqueued_time),
-                *(r.reason, r.detail[:400], r.body, r.connection_device_id, False),
+                *(r.reason, r.detail, r.body, _storable(r.connection_device_id), False),
             )
             for r in change.rejects
         ]
@@ -208,6 +208,14 @@ def parse_partition(name: str) -> Partition:
     """Split the stored name ``hub/id`` of a partition."""
     hub, _, number = name.rpartition("/")
     return Partition(hub, number)
+
+
+def _storable(device: str | None) -> str | None:
+    """Give the sender of a reject, or None where its name can be no device's.
+
+    A name that is too long or holds a NUL is refused in every reading: nobody replays it.
+    """
+    return None if device is None or texts.clean(device, MAX_NAME) != device else device
 
 
 def _lock(connection: Connection, partition: str) -> PartitionProgress | None:

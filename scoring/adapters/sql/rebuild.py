@@ -18,6 +18,7 @@ from scoring.adapters.sql.schema import (
     runs,
     segments,
     sensor_counts,
+    suspects,
     window_partials,
 )
 from scoring.aggregates import Partials
@@ -62,6 +63,8 @@ class SqlRebuildStore:
     def rebuild(self, window: int) -> Iterator[_Transaction]:
         """Begin again with windows of `window` microseconds; commits when the block ends."""
         with self._database.write() as connection:
+            # No run begins until the windows are there again.
+            lock_claims(connection)
             connection.execute(update(partitions).values(ended=partitions.c.ended))
             _refuse_active_runs(connection)
             _refuse_missing_segments(connection)
@@ -69,6 +72,7 @@ class SqlRebuildStore:
                 connection.execute(delete(predictions))
                 connection.execute(delete(sensor_counts))
                 connection.execute(delete(device_counts))
+                connection.execute(delete(suspects))
                 _write_window(connection, window)
             connection.execute(delete(window_partials))
             yield _Transaction(connection)

@@ -1,31 +1,60 @@
 """Runs, their claims, and the index of their predictions in SQL."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.sql import ColumnElement
 
-from scoring.adapters.sql import bulk, counts
+from scoring.adapters.sql import bulk, counts, texts
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import lock_claims
 from scoring.adapters.sql.schema import (
+    REASON,
     partitions,
     predictions,
     run_parts,
     runs,
+    suspects,
     window_partials,
 )
 from scoring.aggregates import Partials, combine
-from scoring.errors import NotFound
+from scoring.errors import DataRefused, InvalidPart, NotFound, TooManyRuns
 from scoring.ports import IndexedPart
 from scoring.predictions import summarise
 from scoring.retrying import retried
-from scoring.runs import ACTIVE, Part, RequestKey, RunState, ScoringRun, may_follow
+from scoring.runs import (
+    ACTIVE,
+    GIVING_BACK,
+    NO_LIMITS,
+    TERMINAL,
+    Part,
+    RequestKey,
+    RunLimits,
+    RunState,
+    ScoringRun,
+    may_follow,
+    part_name,
+)
+from scoring.suspects import Suspect
 from scoring.windows import PartitionProgress
 
 FETCH = 20_000
@@ -37,6 +66,7 @@ _RUN = tuple(
         *("number", "run_id", "state", "trigger", "fleet_version"),
         *("last_start", "created_at", "export", "cause"),
         *("first_start", "devices", "rescore", "request_key", "request_digest"),
+        *("submitted_at", "ended_at", "job_is_open"),
     )
 )
 
@@ -48,46 +78,92 @@ class SqlRunStore:
         self._database = database
 
     @retried
-    def begin_run(self, run: ScoringRun) -> ScoringRun | None:
+    def begin_run(self, run: ScoringRun, limits: RunLimits = NO_LIMITS) -> ScoringRun | None:
         """Record a new run, or give the one that stands in its place; None with nothing to do."""
         with self._database.write() as connection:
             lock_claims(connection)
             if found := _in_its_place(connection, run):
                 return found
-            if connection.execute(select(1).where(_claimable(run)).limit(1)).first() is None:
+            last_start = _last_start(connection, run, limits.windows)
+            if last_start is None:
                 return None
-            connection.execute(insert(runs).values(_values(run)))
+            _refuse_too_many(connection, limits.active)
+            connection.execute(insert(runs).values(_values(run) | {"last_start": last_start}))
             return _run(connection.execute(select(*_RUN).where(runs.c.run_id == run.run_id)).one())
 
     @retried
     def claim(self, run: ScoringRun, limit: int) -> int:
         """Take about `limit` final windows in the run's scope, whole sensors, for it."""
-        return self._hand_over(_claimable(run), run, limit, run.number, RunState.CLAIMING)
+        with self._database.write() as connection:
+            if _locked_state(connection, run) != RunState.CLAIMING:
+                return 0
+            claimed, _ = _hand_over(connection, _claimable(run), limit, run.number)
+            return claimed
 
     @retried
-    def release(self, run: ScoringRun, limit: int) -> int:
-        """Give about `limit` of a run's windows back as pending."""
-        return self._hand_over(window_partials.c.claimed_by == run.number, run, limit, None, None)
-
-    def _hand_over(
-        self,
-        which: ColumnElement[bool],
-        run: ScoringRun,
-        limit: int,
-        owner: int | None,
-        state: RunState | None,
-    ) -> int:
-        """Set the owner of the first `limit` partials in `which`, and of the rest of the sensor."""
-        table = window_partials.c
-        sensor = (table.device, table.sensor)
-        ordered = select(*sensor).where(which).order_by(*sensor, table.window_start)
+    def finish(self, run: ScoringRun, limit: int, now: int) -> bool:
+        """Take a step towards the end of a run; True if this step ended it."""
+        mine = window_partials.c.claimed_by == run.number
         with self._database.write() as connection:
-            if state and not _is_in(connection, run, state):
-                return 0
-            if last := connection.execute(ordered.offset(limit - 1).limit(1)).first():
-                which &= _up_to(*last)
-            statement = update(window_partials).where(which).values(claimed_by=owner)
-            return connection.execute(statement).rowcount
+            # Whoever indexes a part holds its row, and asks for the run's state then: none of
+            # them can have seen another state than this transaction and be at work still.
+            theirs = run_parts.c.run_number == run.number
+            connection.execute(update(run_parts).where(theirs).values(part=run_parts.c.part))
+            state = _locked_state(connection, run)
+            if state == RunState.SCORED:
+                end, is_last = RunState.COMPLETED, True
+                if _has_failed_parts(connection, run):
+                    _, is_last = _hand_over(connection, mine & _is_unanswered(run), limit, None)
+            elif state in GIVING_BACK:
+                end = GIVING_BACK[state]
+                _, is_last = _hand_over(connection, mine, limit, None)
+            else:
+                return False
+            if is_last:
+                ended = update(runs).where(runs.c.number == run.number)
+                connection.execute(ended.values(state=end, ended_at=now))
+            return is_last
+
+    @retried
+    def open_job(self, run: ScoringRun) -> bool:
+        """Note that the engine is about to be given the run; False if it must not be any more."""
+        with_engine = (RunState.EXPORTED, RunState.SUBMITTED, RunState.RUNNING)
+        mine = (runs.c.number == run.number) & runs.c.state.in_(with_engine)
+        with self._database.write() as connection:
+            statement = update(runs).where(mine).values(job_is_open=True)
+            return connection.execute(statement).rowcount == 1
+
+    @retried
+    def lose_job(self, run: ScoringRun, now: int) -> int:
+        """Note that the engine does not know the run; gives how often that was noted."""
+        mine = runs.c.number == run.number
+        values = {"losses": runs.c.losses + 1, "submitted_at": now}
+        with self._database.write() as connection:
+            connection.execute(update(runs).where(mine).values(values))
+            return int(connection.execute(select(runs.c.losses).where(mine)).scalar_one())
+
+    @retried
+    def close_job(self, run: ScoringRun) -> None:
+        """Note that the engine is done with the run."""
+        statement = update(runs).where(runs.c.number == run.number, runs.c.job_is_open == true())
+        with self._database.write() as connection:
+            connection.execute(statement.values(job_is_open=False))
+
+    def open_jobs(self) -> list[ScoringRun]:
+        """Give the runs that have ended while the engine may still be at work on them."""
+        is_open = (runs.c.job_is_open == true()) & runs.c.state.in_(TERMINAL)
+        statement = select(*_RUN).where(is_open).order_by(runs.c.number)
+        with self._database.read() as connection:
+            return [_run(row) for row in connection.execute(statement)]
+
+    @retried
+    def fail_parts(self, run: ScoringRun, causes: Mapping[int, str]) -> None:
+        """Note why parts failed; those that are indexed by now stay as they are."""
+        mine = (run_parts.c.run_number == run.number) & run_parts.c.etag.is_(None)
+        with self._database.write() as connection:
+            for part, cause in sorted(causes.items()):
+                statement = update(run_parts).where(mine, run_parts.c.part == part)
+                connection.execute(statement.values(cause=cause))
 
     def count_claimed(self, run: ScoringRun) -> int:
         """How many windows the run has, about: a window of two partitions may count twice."""
@@ -104,12 +180,15 @@ class SqlRunStore:
         columns = (table.count, table.mean, table.m2, table.min, table.max, table.last)
         statement = (
             select(table.device, table.sensor, table.window_start, *columns, table.last_time)
+            .add_columns(table.claimed_by)
             .join_from(keys, window_partials, _same_window(keys.c, table))
             .order_by(keys.c.device, keys.c.sensor, keys.c.window_start, table.partition)
         )
         with self._database.read() as connection:
             result = connection.execution_options(yield_per=FETCH).execute(statement)
-            yield from merged(result.partitions(FETCH))
+            for rows in whole_windows(result.partitions(FETCH)):
+                if unchanged := _of_run(rows, run.number):
+                    yield _partials(unchanged)
 
     @retried
     def record_export(self, run: ScoringRun, export: str, parts: list[Part]) -> bool:
@@ -117,14 +196,19 @@ class SqlRunStore:
         with self._database.write() as connection:
             if not _move(connection, run, RunState.EXPORTED, export=export):
                 return False
-            rows = [(run.number, part.number, part.rows, None, None, None, None) for part in parts]
+            nothing = (None,) * 4
+            rows = [
+                (run.number, part.number, part.rows, *nothing, part.is_aside, "") for part in parts
+            ]
             bulk.insert(connection, run_parts, rows)
             return True
 
     @retried
     def transition(self, run: ScoringRun, new: RunState, now: int, cause: str = "") -> bool:
         """Move a run on; False if it was in no state that `new` may follow."""
-        values: dict[str, Any] = {"cause": cause[:2000]}
+        values: dict[str, Any] = {"cause": cause}
+        if new == RunState.SUBMITTED:
+            values["submitted_at"] = now
         if new.is_terminal:
             values["ended_at"] = now
         with self._database.write() as connection:
@@ -133,14 +217,14 @@ class SqlRunStore:
     @retried
     def note(self, run: ScoringRun, cause: str) -> None:
         """Set the run's cause and nothing else."""
-        statement = update(runs).where(runs.c.number == run.number).values(cause=cause[:2000])
+        statement = update(runs).where(runs.c.number == run.number).values(cause=cause)
         with self._database.write() as connection:
             connection.execute(statement)
 
     @retried
     def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
         """Note what the engine says of a run; what it said before is not written again."""
-        said = {"engine_status": status[:200], "link": link[:1000]}
+        said = {"engine_status": status, "link": link}
         changed = or_(*(runs.c[name] != text for name, text in said.items()))
         statement = update(runs).where(runs.c.number == run.number, changed).values(**said)
         with self._database.write() as connection:
@@ -168,11 +252,24 @@ class SqlRunStore:
             rows = connection.execute(mine.order_by(run_parts.c.part))
             return [IndexedPart(*row[1:]) for row in rows]
 
+    def part(self, run: ScoringRun, number: int) -> IndexedPart:
+        """Give one part; raise `NotFound` where the run has none of the number."""
+        key = (run_parts.c.run_number == run.number) & (run_parts.c.part == number)
+        with self._database.read() as connection:
+            row = connection.execute(select(run_parts).where(key)).first()
+        if row is None:
+            message = f"run {run.run_id} has no part {number}"
+            raise NotFound(message)
+        return IndexedPart(*row[1:])
+
     @retried
     def index_part(self, run: ScoringRun, part: int, etag: str, table: pa.Table) -> bool:
         """Replace what a prediction part said before; False if this content is indexed already."""
         rows = _prediction_rows(run, part, table)
-        summary = summarise(table)
+        name, summary = part_name(part), summarise(table)
+        if len({row[:3] for row in rows}) != len(rows):
+            message = f"{name} has two rows of one window"
+            raise InvalidPart(message)
         key = (run_parts.c.run_number == run.number) & (run_parts.c.part == part)
         values = {
             "etag": etag,
@@ -180,14 +277,17 @@ class SqlRunStore:
             "scored": summary.scored,
             "anomalies": summary.anomalies,
         }
-        with self._database.write() as connection:
+        with _refused_as(name), self._database.write() as connection:
             # The update locks the part's row; what stood in it says whether this is new.
             connection.execute(update(run_parts).where(key).values(part=part))
-            before = connection.execute(select(run_parts.c.etag).where(key)).first()
+            before = connection.execute(select(run_parts).where(key)).first()
             if before is None:
                 message = f"run {run.run_id} has no part {part}"
                 raise NotFound(message)
-            if before.etag == etag:
+            state = select(runs.c.state).where(runs.c.number == run.number)
+            # Asked behind the lock: see `finish`.
+            has_ended = RunState(connection.execute(state).scalar_one()).gives_back
+            if before.etag == etag or before.cause or has_ended:
                 return False
             counts.lock(connection, rows)
             change = counts.Change()
@@ -200,6 +300,32 @@ class SqlRunStore:
             connection.execute(update(run_parts).where(key).values(values))
             change.write(connection)
         return True
+
+    def suspects(self) -> list[Suspect]:
+        """Give the sensors that may be why a part failed."""
+        with self._database.read() as connection:
+            return [Suspect(*row) for row in connection.execute(select(suspects))]
+
+    @retried
+    def save_suspects(self, changed: Sequence[Suspect]) -> None:
+        """Add suspects, or replace what was known of them."""
+        rows = [
+            astuple(replace(suspect, cause=texts.clean(suspect.cause, REASON)))
+            for suspect in sorted(changed, key=lambda suspect: suspect.key)
+        ]
+        with self._database.write() as connection:
+            bulk.upsert_suspects(connection, rows)
+
+    @retried
+    def clear_suspects(self, run: ScoringRun) -> None:
+        """Forget the suspects that the engine has scored in a run."""
+        said, part = predictions.c, run_parts.c
+        same = (said.device == suspects.c.device) & (said.sensor == suspects.c.sensor)
+        by_the_engine = (part.run_number == said.run_number) & (part.part == said.part)
+        in_its_part = exists().where(by_the_engine, part.is_aside == false())
+        scored = exists().where(same, said.run_number == run.number, in_its_part)
+        with self._database.write() as connection:
+            connection.execute(delete(suspects).where(scored))
 
     def progress(self) -> list[PartitionProgress]:
         """How far each partition has come."""
@@ -274,15 +400,98 @@ def _same_window(left: Any, right: Any) -> ColumnElement[bool]:
     return same
 
 
-def _is_in(connection: Connection, run: ScoringRun, state: RunState) -> bool:
-    """Whether the run is in a state, and stays there for this transaction: its row is locked."""
-    mine = (runs.c.number == run.number) & (runs.c.state == state)
-    return connection.execute(update(runs).where(mine).values(state=state)).rowcount == 1
+def _locked_state(connection: Connection, run: ScoringRun) -> RunState:
+    """Lock the run's row for the rest of the transaction; gives its state."""
+    mine = runs.c.number == run.number
+    connection.execute(update(runs).where(mine).values(state=runs.c.state))
+    return RunState(connection.execute(select(runs.c.state).where(mine)).scalar_one())
+
+
+def _hand_over(
+    connection: Connection, which: ColumnElement[bool], limit: int, owner: int | None
+) -> tuple[int, bool]:
+    """Set the owner of the first `limit` partials in `which`, and of the rest of the sensor.
+
+    Returns
+    -------
+    tuple of int and bool
+        How many they were, and whether they were all.
+    """
+    table = window_partials.c
+    sensor = (table.device, table.sensor)
+    ordered = select(*sensor).where(which).order_by(*sensor, table.window_start)
+    last = connection.execute(ordered.offset(limit - 1).limit(1)).first()
+    if last:
+        which &= _up_to(*last)
+    statement = update(window_partials).where(which).values(claimed_by=owner)
+    return connection.execute(statement).rowcount, last is None
+
+
+def _last_start(connection: Connection, run: ScoringRun, windows: int) -> int | None:
+    """Give the newest window start of a run that takes about `windows`; None if there is none.
+
+    All of the oldest start belong to it, however many they are.
+    """
+    start = window_partials.c.window_start
+    counted = select(start, func.count()).where(_claimable(run)).group_by(start).order_by(start)
+    total, last = 0, None
+    for begin, number in connection.execute(counted):
+        total += number
+        if last is not None and total > windows:
+            return last
+        last = int(begin)
+    # Not the newest start found: what comes in until the run has claimed belongs to it as well.
+    return None if last is None else run.last_start
+
+
+def _refuse_too_many(connection: Connection, most: int) -> None:
+    active = select(runs.c.run_id).where(runs.c.state.in_(ACTIVE)).order_by(runs.c.number)
+    names = connection.execute(active).scalars().all()
+    if len(names) >= most:
+        are = "run is" if len(names) == 1 else "runs are"
+        message = (
+            f"{len(names)} {are} active ({', '.join(names)}), and SCORING_MAX_ACTIVE_RUNS is"
+            f" {most}: wait until one ends, or cancel one"
+        )
+        raise TooManyRuns(message)
+
+
+def _has_failed_parts(connection: Connection, run: ScoringRun) -> bool:
+    failed = (run_parts.c.run_number == run.number) & (run_parts.c.cause != "")
+    return connection.execute(select(1).where(failed).limit(1)).first() is not None
+
+
+def _is_unanswered(run: ScoringRun) -> ColumnElement[bool]:
+    """Tell which partials are of windows that have no prediction of the run, or of a newer one."""
+    same = _same_window(predictions.c, window_partials.c)
+    return ~exists().where(same, predictions.c.run_number >= run.number)
+
+
+@contextmanager
+def _refused_as(name: str) -> Iterator[None]:
+    """Make what the database refuses of a part the fault of the part."""
+    try:
+        yield
+    except DataRefused as error:
+        message = f"{name} cannot be stored: {error}"
+        raise InvalidPart(message) from error
 
 
 def _move(connection: Connection, run: ScoringRun, new: RunState, **values: object) -> bool:
     statement = update(runs).where(runs.c.number == run.number, runs.c.state.in_(may_follow(new)))
     return connection.execute(statement.values(state=new, **values)).rowcount == 1
+
+
+def _of_run(rows: list[Any], run_number: int) -> list[Any]:
+    """Leave out windows that have changed since a run claimed them, or that a newer run has.
+
+    Parameters
+    ----------
+    rows
+        Of whole windows, as for `merged`, each with the number of the run that claimed it behind.
+    """
+    changed = {row[:3] for row in rows if row[-1] is None or row[-1] > run_number}
+    return [row[:-1] for row in rows if row[:3] not in changed]
 
 
 def merged(chunks: Iterator[Any]) -> Iterator[Partials]:
@@ -294,6 +503,18 @@ def merged(chunks: Iterator[Any]) -> Iterator[Partials]:
         Lists of rows (device, sensor, start, count, mean, M2, min, max, last, last time), ordered
         so that rows of one window follow each other.
     """
+    for rows in whole_windows(chunks):
+        yield _partials(rows)
+
+
+def whole_windows(chunks: Iterator[Any]) -> Iterator[list[Any]]:
+    """Cut chunks of rows anew, so that none parts the rows of a window.
+
+    Parameters
+    ----------
+    chunks
+        Lists of rows that begin with device, sensor and start, ordered by them.
+    """
     held: list[Any] = []
     for chunk in chunks:
         rows = held + list(chunk)
@@ -302,9 +523,9 @@ def merged(chunks: Iterator[Any]) -> Iterator[Partials]:
             cut -= 1
         held = rows[cut:]
         if cut:
-            yield _partials(rows[:cut])
+            yield rows[:cut]
     if held:
-        yield _partials(held)
+        yield held
 
 
 def _partials(rows: list[Any]) -> Partials:
@@ -332,6 +553,9 @@ def _prediction_rows(run: ScoringRun, part: int, table: pa.Table) -> list[bulk.R
         *(table[name] for name in ("anomaly_score", "is_anomaly")),
         *(table[name].cast(pa.string()) for name in ("status", "reason")),
     ]
-    device, sensor, start, *values = (column.to_pylist() for column in columns)
+    device, sensor, start, *values, reason = (column.to_pylist() for column in columns)
     number, parts = [run.number] * len(device), [part] * len(device)
-    return list(zip(device, sensor, start, number, parts, *values, strict=True))
+    # Few texts are said of many rows.
+    cleaned = {text: text and texts.clean(text, REASON) for text in set(reason)}
+    reason = [cleaned[text] for text in reason]
+    return list(zip(device, sensor, start, number, parts, *values, reason, strict=True))

@@ -16,13 +16,14 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Table,
+    false,
     text,
 )
 
 from scoring.adapters.sql import texts
 from scoring.readings import MAX_NAME
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration: what the code expects to find."""
 
 metadata = MetaData(
@@ -34,6 +35,8 @@ metadata = MetaData(
 )
 
 Instant = BigInteger
+REASON = 400
+"""Characters of a reason: why a window has no score."""
 NAME = texts.name(MAX_NAME)
 # At most 256 characters of a hub, a slash, and the few digits of a partition's number.
 _PARTITION = texts.word(300)
@@ -153,6 +156,11 @@ runs = Table(
     # What the engine said when it was last asked.
     Column("engine_status", texts.prose(200), nullable=False, server_default=""),
     Column("link", texts.prose(1000), nullable=False, server_default=""),
+    # When the engine last took the run, how often it lost the run, and whether it may still be at
+    # work on it: also after the run has ended.
+    Column("submitted_at", Instant),
+    Column("losses", Integer, nullable=False, server_default="0"),
+    Column("job_is_open", Boolean, nullable=False, server_default=false()),
     # What the run was asked for: `last_start` and these say which windows it may take.
     Column("first_start", Instant),
     Column("devices", texts.long_prose(), nullable=False),
@@ -160,6 +168,7 @@ runs = Table(
     Column("request_key", texts.word(255)),
     Column("request_digest", texts.word(64)),
     Index("ix_runs_state", "state"),
+    Index("ix_runs_job_is_open", "job_is_open", "state"),
     Index(
         "ix_runs_request_key",
         "request_key",
@@ -181,7 +190,28 @@ run_parts = Table(
     Column("indexed_rows", BigInteger),
     Column("scored", BigInteger),
     Column("anomalies", BigInteger),
+    # Sensors that are set aside: the engine never sees this part.
+    Column("is_aside", Boolean, nullable=False, server_default=false()),
+    # Why the part failed: then nothing of it is indexed any more. Empty for all others.
+    Column("cause", texts.prose(1000), nullable=False, server_default=""),
     comment="Input parts of a run, and what was indexed of their predictions",
+)
+
+suspects = Table(
+    "suspects",
+    metadata,
+    Column("device", NAME, primary_key=True),
+    Column("sensor", NAME, primary_key=True),
+    Column("fleet_version", texts.word(64), nullable=False),
+    Column("run_number", Integer, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("sensors", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("cause", texts.prose(REASON), nullable=False),
+    Column("set_aside_at", Instant),
+    Column("newest_aside", Instant),
+    sqlite_with_rowid=False,
+    comment="Sensors that may be why a part failed, and those that are set aside",
 )
 
 predictions = Table(
@@ -195,7 +225,7 @@ predictions = Table(
     Column("anomaly_score", Double),
     Column("is_anomaly", Boolean),
     Column("status", texts.word(20), nullable=False),
-    Column("reason", texts.prose(400)),
+    Column("reason", texts.prose(REASON)),
     # What a run says of each sensor, and what a part said before it is replaced.
     Index("ix_predictions_run", "run_number", "device", "sensor"),
     sqlite_with_rowid=False,
@@ -251,5 +281,5 @@ Index("ix_device_counts_anomalies", device_counts.c.anomalies.desc(), device_cou
 # has up to 512, a partition 600, a blob 800; so the key of a window's partial 1,632, a segment's
 # 1,412, a prediction's 1,032, a sensor's count 1,024. These tables are stored in no order. All
 # other keys and indexes fit, the largest of them the anomalies of a run with 1,037.
-for _table in (window_partials, segments, predictions, sensor_counts):
+for _table in (window_partials, segments, predictions, sensor_counts, suspects):
     _table.primary_key.dialect_options["mssql"]["clustered"] = False

@@ -66,9 +66,45 @@ def word(length: int) -> TypeEngine[str]:
     return _text(length, mssql.NVARCHAR(length, collation=BINARY))
 
 
+def clean(text: str, length: int) -> str:
+    """Return a foreign text as every database stores it.
+
+    PostgreSQL has no NUL, no server stores half of a surrogate pair, and a text that is longer
+    than its column is an error: whatever an engine, a library or a device says must not keep what
+    it is about from being stored.
+
+    Parameters
+    ----------
+    length
+        The most characters that are kept.
+    """
+    return text[:length].replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+class _Prose(TypeDecorator[str]):
+    """A text for people: cleaned and cut on its way in."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        type_ = _text(self.length, mssql.NVARCHAR(2 * self.length, collation=BINARY))
+        return dialect.type_descriptor(type_)
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean(value, self.length)
+
+    def process_literal_param(self, value: str | None, dialect: Dialect) -> str:
+        return "" if value is None else clean(value, self.length)
+
+
 def prose(length: int) -> TypeEngine[str]:
-    """Make the type of text for people, of any characters."""
-    return _text(length, mssql.NVARCHAR(2 * length, collation=BINARY))
+    """Make the type of text for people, of any characters: what comes in is cleaned and cut."""
+    return _Prose(length)
 
 
 def long_prose() -> TypeEngine[str]:

@@ -4,7 +4,7 @@ SQLite takes ``executemany`` of a native upsert. PostgreSQL and SQL Server take 
 statement in one JSON parameter: one round trip, whatever their number.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -27,12 +27,14 @@ from scoring.aggregates import Partials
 __all__ = [
     "MERGE",
     "PREDICT",
+    "SUSPECT",
     "Row",
     "Upsert",
     "after",
     "insert",
     "merge_partials",
     "upsert_predictions",
+    "upsert_suspects",
 ]
 
 _UPSERTS = {
@@ -68,6 +70,11 @@ def insert(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
 def upsert_predictions(connection: Connection, rows: Sequence[Row]) -> None:
     """Write predictions over those of the same or an older run."""
     _upsert(connection, PREDICT, rows)
+
+
+def upsert_suspects(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write suspects over what was known of them."""
+    _upsert(connection, SUSPECT, rows)
 
 
 def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
@@ -118,9 +125,16 @@ def _merged(old: Any, new: Any) -> dict[str, Any]:
     }
 
 
-def _replaced(old: Any, new: Any) -> dict[str, Any]:
-    values = [column.name for column in schema.predictions.c if not column.primary_key]
-    return {name: new[name] for name in values}
+def _replacing(
+    table: Table, where: Callable[[Any, Any], ColumnElement[bool]] | None = None
+) -> Upsert:
+    values = [column.name for column in table.c if not column.primary_key]
+    return Upsert(
+        table,
+        tuple(column.name for column in table.c),
+        lambda _, new: {name: new[name] for name in values},
+        where,
+    )
 
 
 MERGE = Upsert(
@@ -128,9 +142,5 @@ MERGE = Upsert(
     tuple(column.name for column in schema.window_partials.c if column.name != "claimed_by"),
     _merged,
 )
-PREDICT = Upsert(
-    schema.predictions,
-    tuple(column.name for column in schema.predictions.c),
-    _replaced,
-    where=lambda old, new: new.run_number >= old.run_number,
-)
+PREDICT = _replacing(schema.predictions, lambda old, new: new.run_number >= old.run_number)
+SUSPECT = _replacing(schema.suspects)

@@ -3,21 +3,34 @@
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal, select
+from sqlalchemy import ColumnElement, Select, and_, func, literal, select, true
 
 from scoring.adapters.sql import paging
 from scoring.adapters.sql.facts import read_window
 from scoring.adapters.sql.queries.reader import Reader, fetch
-from scoring.adapters.sql.schema import epochs, gaps, partitions, rejects, window_partials
+from scoring.adapters.sql.schema import (
+    epochs,
+    gaps,
+    partitions,
+    rejects,
+    runs,
+    suspects,
+    window_partials,
+)
 from scoring.queries import (
     Backlog,
     GapCounts,
     OpenGap,
+    OpenJob,
     PartitionStatus,
     RejectRow,
     RejectRowKey,
     StoreStatus,
 )
+from scoring.runs import ACTIVE, TERMINAL, RunState
+
+RUNS_SHOWN = 100
+"""Active runs, and runs whose jobs are open, that a status names."""
 
 BODY_SHOWN = 200
 """Bytes of a reject's body that are shown."""
@@ -40,6 +53,15 @@ class IncomingQueries(Reader):
                 windows=connection.execute(_count_windows()).scalar_one(),
                 pending=connection.execute(
                     _count_windows(window_partials.c.claimed_by.is_(None))
+                ).scalar_one(),
+                active_runs=list(connection.execute(_active_runs()).scalars()),
+                open_jobs=[
+                    OpenJob(run_id, RunState(state), *rest)
+                    for run_id, state, *rest in fetch(connection, _open_jobs())
+                ],
+                suspects=connection.execute(_count_suspects()).scalar_one(),
+                set_aside=connection.execute(
+                    _count_suspects(suspects.c.set_aside_at.is_not(None))
                 ).scalar_one(),
             )
 
@@ -134,6 +156,21 @@ def _partitions() -> Select[Any]:
         .join_from(partitions, newest, is_newest)
         .order_by(table.partition)
     )
+
+
+def _active_runs() -> Select[Any]:
+    active = select(runs.c.run_id).where(runs.c.state.in_(ACTIVE))
+    return active.order_by(runs.c.number).limit(RUNS_SHOWN)
+
+
+def _open_jobs() -> Select[Any]:
+    columns = (runs.c.run_id, runs.c.state, runs.c.ended_at, runs.c.engine_status)
+    is_open = (runs.c.job_is_open == true()) & runs.c.state.in_(TERMINAL)
+    return select(*columns).where(is_open).order_by(runs.c.number).limit(RUNS_SHOWN)
+
+
+def _count_suspects(*conditions: ColumnElement[bool]) -> Select[Any]:
+    return select(func.count()).select_from(suspects).where(*conditions)
 
 
 def _count_windows(*conditions: ColumnElement[bool]) -> Select[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Row, case, func, literal, select
 
 from scoring.adapters.sql import counts, paging
 from scoring.adapters.sql.queries.reader import Reader, between, counts_of, fetch, number_of
@@ -134,6 +134,7 @@ _SUMMARY = (
     *(runs.c.number, runs.c.run_id, runs.c.state, runs.c.trigger, runs.c.fleet_version),
     *(runs.c.last_start, runs.c.created_at, runs.c.ended_at, runs.c.cause),
     *(runs.c.first_start, runs.c.devices, runs.c.rescore, runs.c.engine_status, runs.c.link),
+    *(runs.c.submitted_at, runs.c.job_is_open),
 )
 
 
@@ -146,17 +147,19 @@ def _summaries(connection: Connection, found: Sequence[Any]) -> list[RunSummary]
     rows, *said = (func.coalesce(func.sum(column), 0) for column in sums)
     totals = (
         select(parts.run_number, func.count(), rows, func.count(parts.etag), *said)
+        .add_columns(func.sum(case((parts.cause != "", 1), else_=0)))
         .where(theirs)
         .group_by(parts.run_number)
     )
     known = {row[0]: row[1:] for row in fetch(connection, totals)}
-    return [_summary(row, known.get(row.number, (0,) * 6)) for row in found]
+    return [_summary(row, known.get(row.number, (0,) * 7)) for row in found]
 
 
 def _summary(row: Row[Any], totals: Sequence[Any]) -> RunSummary:
     facts: dict[str, Any] = row._asdict()
     facts |= {"state": RunState(facts["state"]), "devices": read_devices(facts["devices"])}
-    names = ("parts", "windows", "indexed_parts", "indexed", "scored", "anomalies")
+    counted = ("parts", "windows", "indexed_parts", "indexed", "scored", "anomalies")
+    names = (*counted, "failed_parts")
     facts |= zip(names, map(int, totals), strict=True)
     return RunSummary(**facts)
 
