@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from os import cpu_count
 from pathlib import Path
@@ -197,8 +197,7 @@ class App:
         if settings.engine == "azure-ml":
             from scoring.adapters.azure_ml.engine import AzureMLEngine  # noqa: PLC0415 - heavy
 
-            deadline = timedelta(microseconds=settings.azure_ml_deadline)
-            return AzureMLEngine(self.workspace, self.blobs, deadline)
+            return AzureMLEngine(self.workspace, self.blobs)
         parallel = ParallelSettings(
             processes=self.processes,
             mini_batch_size=settings.mini_batch_size,

@@ -1,14 +1,13 @@
 """The engine: one job a run, by the run's own name."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
 from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
+from scoring.adapters.azure_ml.clusters import describe_cluster
 from scoring.adapters.azure_ml.fleets import register_fleet
-from scoring.adapters.azure_ml.history import RunHistory
+from scoring.adapters.azure_ml.history import WAITING, RunHistory, StepRun
 from scoring.adapters.azure_ml.publication import (
     FLEET,
     Publication,
@@ -30,7 +29,7 @@ log = logging.getLogger("scoring.azure_ml")
 
 EXPERIMENT = "fleet-scoring"
 
-_WAITING = frozenset({"NotStarted", "Queued", "Starting", "Provisioning", "Preparing"})
+_RUNNING = "Running"
 _ENDED = {
     "Completed": EngineState.COMPLETED,
     "Failed": EngineState.FAILED,
@@ -39,31 +38,18 @@ _ENDED = {
 _POLL = 10.0
 """Seconds between two looks at a job: it takes minutes, and the service counts requests."""
 
+_STEPS = 3
+"""Runs of steps that a status names: there is one, unless the step was retried."""
+
 _TAGS = ("run", "input", "fleet")
 
 
 class AzureMLEngine:
-    """Implements `ports.Engine`: submits to the published pipeline, never two jobs for one run.
+    """Implements `ports.Engine`: submits to the published pipeline, never two jobs for one run."""
 
-    Parameters
-    ----------
-    deadline
-        A job that is not done so long after it was submitted is canceled and has failed.
-    clock
-        Gives the time, aware.
-    """
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        blobs: Blobs,
-        deadline: timedelta,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, workspace: Workspace, blobs: Blobs) -> None:
         self._workspace = workspace
         self._blobs = blobs
-        self._deadline = deadline
-        self._clock = clock
         self._history = RunHistory(workspace)
         self._registered: set[str] = set()
 
@@ -95,17 +81,19 @@ class AzureMLEngine:
                 raise
 
     def poll(self, run_id: str) -> EngineReport | None:
-        """Tell how far the job is; one that is over its deadline is canceled and has failed."""
+        """Return how far the job is.
+
+        A pipeline job is ``Running`` as soon as the service works on it, also while its step waits
+        for nodes. The report is `QUEUED` until the step itself has started; its status then names
+        the step's own status and how the cluster stands. If run history or the cluster cannot be
+        read, the job's own status decides: `RUNNING`, with `started` unknown.
+        """
         job = self._find(run_id)
         if job is None:
             return None
         status, link = _status(job), job.studio_url or ""
         if (state := _ENDED.get(status)) is None:
             return self._open(run_id, job, status, link)
-        if state == EngineState.CANCELED and self._is_late(job):
-            # By the look that found it late, if that one could not say so.
-            cause = f"not done within {self._deadline}: canceled at the deadline"
-            return EngineReport(EngineState.FAILED, cause, status=status, link=link)
         if state != EngineState.FAILED:
             return EngineReport(state, status=status, link=link)
         cause, logs = self._history.failure(run_id)
@@ -154,33 +142,38 @@ class AzureMLEngine:
         self._registered.add(fleet_version)
 
     def _open(self, run_id: str, job: "Job", status: str, link: str) -> EngineReport:
-        if self._is_late(job):
-            self.cancel(run_id)
-            cause = f"not done within {self._deadline}: canceled at the deadline, it was {status}"
-            return EngineReport(EngineState.FAILED, cause, status=status, link=link)
-        state = EngineState.QUEUED if status in _WAITING else EngineState.RUNNING
-        return EngineReport(state, status=f"{status}{self._nodes(job)}", link=link)
+        # A job that waits has no steps yet.
+        steps = [] if status in WAITING else self._steps(run_id)
+        waits = status in WAITING or (
+            status == _RUNNING and steps is not None and not any(s.has_started for s in steps)
+        )
+        started = [step.started for step in steps or () if step.started is not None]
+        return EngineReport(
+            EngineState.QUEUED if waits else EngineState.RUNNING,
+            status=", ".join([status, *_described(steps or ()), *self._nodes(job)]),
+            link=link,
+            started=min(started, default=None),
+        )
 
-    def _is_late(self, job: "Job") -> bool:
-        created = job.creation_context.created_at if job.creation_context else None
-        return created is not None and self._clock() - _utc(created) > self._deadline
+    def _steps(self, run_id: str) -> list[StepRun] | None:
+        """Return the runs of the job's steps; None if they cannot be read."""
+        try:
+            return self._history.steps(run_id)
+        except ScoringError as error:
+            # The job counts, and it was found.
+            log.info("azure_ml.no_steps", extra={"run": run_id, "cause": str(error)})
+            return None
 
-    def _nodes(self, job: "Job") -> str:
-        """Tell what the cluster's nodes do, such as ``, nodes: 1 preparing, 2 running``."""
+    def _nodes(self, job: "Job") -> list[str]:
+        """Return how the job's cluster stands, or nothing if it cannot be read."""
         settings = getattr(job, "settings", None)
         cluster = str(getattr(settings, "default_compute", None) or "").rpartition("/")[2]
         try:
-            nodes = self._workspace.ask(
-                f"nodes of cluster {cluster}", lambda ml: list(ml.compute.list_nodes(cluster))
-            )
+            return [describe_cluster(self._workspace, cluster)]
         except ScoringError as error:
-            # It is the job that matters, and that one was found.
+            # The job counts, and it was found.
             log.info("azure_ml.no_nodes", extra={"cluster": cluster, "cause": str(error)})
-            return ""
-        # The package (1.35) leaves the name as the service has it, and its own empty.
-        states = Counter(vars(node).get("nodeState") or node.node_state for node in nodes)
-        counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
-        return f", nodes: {counted or 'none'}"
+            return []
 
     def _job(self, order: ScoringOrder, publication: Publication) -> "PipelineJob":
         # The package is heavy, and it is here once somebody was connected.
@@ -251,5 +244,5 @@ def _status(job: "Job") -> str:
     return str(getattr(job.status, "value", job.status))
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _described(steps: Sequence[StepRun]) -> list[str]:
+    return [f"step {step.name}: {step.status}" for step in steps[:_STEPS]]
