@@ -3,14 +3,20 @@
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scoring import instants
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.errors import BadInput, Misconfigured, StorageUnusable, Transient
 from scoring.ports import EngineReport, EngineState, ScoringOrder
 from tests.adapters.engines import FLEET, LocalHarness, eventually, order_of
+
+MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -117,7 +123,7 @@ class TestThresholds:
         ],
     )
     def test_one_failure_more_aborts_the_run(
-        self, local: LocalHarness, rules: dict[str, int]
+        self, local: LocalHarness, rules: dict[str, Any]
     ) -> None:
         report = run(local.new_engine(**rules), local.stage(good=1, bad=2))
 
@@ -239,6 +245,50 @@ class TestTurns:
         eventually(lambda: local.engine.poll(order.run_id) == expected)
 
 
+class TestBeginning:
+    """When a run began to score, which every process can read."""
+
+    @staticmethod
+    def started(engine: LocalEngine, order: ScoringOrder) -> int | None:
+        report = engine.poll(order.run_id)
+        return report.started if report else None
+
+    def test_a_run_begins_when_its_turn_comes(self, local: LocalHarness) -> None:
+        moments = iter([MONDAY, MONDAY + HOUR])
+        engine = local.new_engine(clock=lambda: next(moments))
+        first, second = local.stage(stuck=1), local.stage(good=1)
+        engine.submit(first)
+        eventually(local.is_held)
+        engine.submit(second)
+
+        seen = [self.started(local.new_engine(), order) for order in (first, second)]
+        local.release()
+
+        assert seen == [instants.of(MONDAY), None]
+        assert run(engine, second).started == instants.of(MONDAY + HOUR)
+        assert self.started(local.new_engine(), first) == instants.of(MONDAY)
+
+    def test_progress_does_not_move_the_beginning(self, local: LocalHarness) -> None:
+        moments = iter([MONDAY])
+        order = local.stage(good=11, stuck=1)
+
+        local.new_engine(clock=lambda: next(moments)).submit(order)
+
+        expected = EngineReport(EngineState.RUNNING, parts_done=11)
+        eventually(lambda: local.engine.poll(order.run_id) == expected)
+        assert self.started(local.engine, order) == instants.of(MONDAY)
+
+    def test_a_run_that_is_taken_up_again_begins_again(self, local: LocalHarness) -> None:
+        order = local.stage(stuck=1)
+        local.lose(order)
+        eventually(lambda: local.engine.poll(order.run_id) is None)
+        local.release()
+
+        report = run(local.new_engine(clock=lambda: MONDAY), order)
+
+        assert report.started == instants.of(MONDAY)
+
+
 class TestEnd:
     def test_nothing_staged_is_left_behind(self, local: LocalHarness) -> None:
         order = local.stage(good=1)
@@ -270,6 +320,28 @@ class TestEnd:
         local.release()
         assert process.wait(60) == 0
         assert local.engine.poll(order.run_id) == EngineReport(EngineState.COMPLETED, parts_done=1)
+
+    def test_a_run_that_was_canceled_before_is_not_begun(self, local: LocalHarness) -> None:
+        counter = local.folder / "counter"
+        order = local.stage_parts(f"count {counter}")
+        local.new_engine().cancel(order.run_id)
+
+        report = run(local.engine, order)
+
+        assert report == EngineReport(EngineState.CANCELED)
+        assert not counter.exists()
+
+    def test_a_lost_run_that_was_canceled_is_not_taken_up_again(self, local: LocalHarness) -> None:
+        order = local.stage(stuck=1)
+        local.lose(order)
+        eventually(lambda: local.engine.poll(order.run_id) is None)
+
+        local.engine.cancel(order.run_id)
+        local.release()
+
+        assert local.engine.poll(order.run_id) is None
+        assert run(local.engine, order) == EngineReport(EngineState.CANCELED)
+        assert local.predictions(order) == []
 
     def test_cancel_stops_the_workers(self, local: LocalHarness) -> None:
         order = local.stage(stuck=1)

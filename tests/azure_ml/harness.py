@@ -20,7 +20,14 @@ from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
 from tests.adapters.engines import FLEET as FLEET_VERSION
-from tests.adapters.engines import SCRIPT, EngineHarness, eventually, order_of
+from tests.adapters.engines import (
+    SCRIPT,
+    EngineHarness,
+    errors_of,
+    eventually,
+    order_of,
+    predictions_of,
+)
 from tests.azure_ml.plane import Child, ControlPlane, Job
 from tests.azure_ml.schema import violations
 from tests.azure_ml.server import Request
@@ -241,8 +248,10 @@ class AzureMLHarness:
         return self.engine.poll(order.run_id)
 
     def predictions(self, order: ScoringOrder) -> list[str]:
-        prefix = order.prediction_prefix
-        return [info.name.removeprefix(prefix) for info in self.blobs.list(prefix)]
+        return predictions_of(self.blobs, order)
+
+    def errors(self, order: ScoringOrder) -> dict[str, str]:
+        return errors_of(self.blobs, order)
 
     def lose(self, order: ScoringOrder) -> None:
         self.engine.submit(order)

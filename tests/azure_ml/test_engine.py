@@ -22,7 +22,8 @@ from azure.core.exceptions import AzureError, ServiceRequestError
 from scoring import instants
 from scoring.adapters.azure_ml.engine import AzureMLEngine
 from scoring.adapters.azure_ml.fleets import register_fleet
-from scoring.adapters.azure_ml.publication import Publication, check_run, mark_run
+from scoring.adapters.azure_ml.marks import check_run, mark_run
+from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.adapters.blobs import FolderBlobs
 from scoring.bootstrap import App, nonce
@@ -852,6 +853,57 @@ class TestCancel:
         assert system.plane.jobs["r1"].status == "CancelRequested"
 
 
+class TestCancelBeforeSubmit:
+    def test_a_run_that_was_canceled_gets_no_job(self, system: System) -> None:
+        system.engine.cancel("r1")
+
+        system.submitted()
+
+        assert system.plane.jobs == {}
+        assert system.report().state == EngineState.CANCELED
+
+    def test_a_cancel_that_arrives_while_the_job_is_made_stops_it(self, system: System) -> None:
+        workspace = system.plane.service.workspace
+        strict, asked = workspace.check, list[str]()
+        assert strict
+
+        def cancel_meanwhile(method: str, path: str, version: str, body: object) -> list[str]:
+            if method == "PUT" and path.endswith("/jobs/r1") and not asked:
+                asked.extend(system.requests(partial(system.new_engine().cancel, "r1")))
+            return strict(method, path, version, body)
+
+        workspace.check = cancel_meanwhile
+        system.submitted()
+
+        assert asked.count("POST /jobs/r1/cancel") == 2
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+
+    def test_a_cancel_that_does_not_see_the_job_yet_looks_again_after_its_mark(
+        self, system: System
+    ) -> None:
+        system.submitted()
+        unseen = system.plane.fault(path=CANCEL, status=404)
+
+        system.engine.cancel("r1")
+
+        assert unseen.hits == 1
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+
+    def test_a_job_of_a_canceled_run_whose_submit_lost_its_answer_is_stopped(
+        self, system: System
+    ) -> None:
+        system.engine.cancel("r1")
+        mark = system.blobs.read("runs/r1/azure-ml.json")[0]
+        system.blobs.delete("runs/r1/azure-ml.json")
+        order = system.submitted()
+        system.blobs.write("runs/r1/azure-ml.json", mark)
+
+        system.engine.submit(order)
+
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+        assert system.report().status.startswith("CancelRequested")
+
+
 class TestAnotherWorkspace:
     """The setting that names the workspace is changed while a run is under way."""
 
@@ -1050,8 +1102,11 @@ def _patiently(ask: Callable[[], object]) -> object:
 
 
 @pytest.mark.parametrize("seed", sample_of(3))
-def test_in_chaos_every_run_is_one_job(system: System, seed: int) -> None:
+def test_in_chaos_every_run_is_at_most_one_job_and_no_cancel_is_lost(
+    system: System, seed: int
+) -> None:
     engines = [system.new_engine(retries=retries) for retries in (0, 1, 4)]
+    canceled: set[str] = set()
     kinds = ("429", "503", "drop", "lose_answer", "delay")
     system.plane.chaos(seed, 0.3, kinds, path="/(jobs|models)/")
     chance = [random.Random(f"{seed} {thread}") for thread in range(10)]
@@ -1063,18 +1118,20 @@ def test_in_chaos_every_run_is_one_job(system: System, seed: int) -> None:
             match mine.choice(("submit", "submit", "poll", "cancel")):
                 case "submit":
                     _patiently(partial(engine.submit, order_of(run_id)))
-                    assert run_id in system.plane.jobs
+                    assert _patiently(partial(engine.poll, run_id))
                 case "poll":
                     _patiently(partial(engine.poll, run_id))
                 case _:
                     _patiently(partial(engine.cancel, run_id))
+                    canceled.add(run_id)
 
     _at_once(10, work)
 
     jobs = system.plane.jobs
     assert len(system.plane.thrown) > 10
     assert sorted(system.plane.created_jobs) == sorted(jobs)
-    assert {job.accepted for job in jobs.values()} == {1}
+    assert {job.accepted for job in jobs.values()} <= {1}
+    assert [name for name in canceled & jobs.keys() if not jobs[name].cancels] == []
 
 
 START = datetime(2026, 1, 5, tzinfo=UTC)

@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from scoring.adapters.azure_ml.clusters import describe_cluster
 from scoring.adapters.azure_ml.fleets import register_fleet
 from scoring.adapters.azure_ml.history import WAITING, RunHistory, StepRun
-from scoring.adapters.azure_ml.publication import (
-    FLEET,
-    Publication,
-    check_run,
-    datastore_path,
-    mark_run,
-)
+from scoring.adapters.azure_ml.marks import check_run, mark_canceled, mark_refused, mark_run
+from scoring.adapters.azure_ml.publication import FLEET, Publication, datastore_path
 from scoring.adapters.azure_ml.workspace import SETTING, Workspace
 from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
@@ -56,6 +51,8 @@ class AzureMLEngine:
     def submit(self, order: ScoringOrder) -> None:
         """Start the run's job, or do nothing if there is one already.
 
+        A run that was canceled before gets no job, and has ended as canceled.
+
         Raises
         ------
         Conflict
@@ -69,7 +66,12 @@ class AzureMLEngine:
         self._register(order.fleet_version)
         job = self._job(order, publication)
         # Before anybody can have accepted it: then no setting makes a second job of the run.
-        mark_run(self._blobs, order.run_id, self._workspace.id)
+        mark = mark_run(self._blobs, order.run_id, self._workspace.id)
+        if mark.canceled:
+            # There may be a job all the same: of a submit whose answer was lost.
+            if not self._stop(order.run_id):
+                mark_refused(self._blobs, order.run_id, self._workspace.id)
+            return
         try:
             self._ask(order.run_id, lambda client: client.jobs.create_or_update(job))
         except Transient:
@@ -79,6 +81,11 @@ class AzureMLEngine:
             # version may have been published since the answer to the first submit was lost.
             if not self._is_accepted(order):
                 raise
+        # Whoever canceled the run before there was a job has marked it, and looks for a job again
+        # after that: one of the two sees what the other did.
+        newest = check_run(self._blobs, order.run_id, self._workspace.id)
+        if newest and newest.canceled:
+            self._stop(order.run_id)
 
     def poll(self, run_id: str) -> EngineReport | None:
         """Return how far the job is.
@@ -90,7 +97,8 @@ class AzureMLEngine:
         """
         job = self._find(run_id)
         if job is None:
-            return None
+            mark = check_run(self._blobs, run_id, self._workspace.id)
+            return EngineReport(EngineState.CANCELED) if mark and mark.refused else None
         status, link = _status(job), job.studio_url or ""
         if (state := _ENDED.get(status)) is None:
             return self._open(run_id, job, status, link)
@@ -100,29 +108,42 @@ class AzureMLEngine:
         return EngineReport(state, cause, status=status, link=link, logs=logs)
 
     def cancel(self, run_id: str) -> None:
-        """Stop the job; nothing happens if it is unknown or has ended.
+        """Stop the job; nothing happens if it has ended.
+
+        For a run without a job the request is kept: another process may be about to submit it.
 
         Raises
         ------
         Conflict, Misconfigured
             Another workspace has the job, or there is no workspace.
         """
+        if self._stop(run_id):
+            return
+        self._check_unknown(run_id)
+        mark_canceled(self._blobs, run_id, self._workspace.id)
+        # A job that was made before the mark could be seen.
+        self._stop(run_id)
+
+    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
+        """Wait for as long as is proper between two looks at a job, and look at it."""
+        sleep(max(timeout, _POLL))
+        return self.poll(run_id)
+
+    def _stop(self, run_id: str) -> bool:
+        """Have the job canceled unless it has ended; False if there is none."""
         try:
             # Who polls sees it end: no thread has to wait for that.
             self._ask(run_id, lambda client: client.jobs.begin_cancel(run_id, polling=False))
         except NotFound:
-            self._check_unknown(run_id)
+            return False
         except Transient:
             raise
         except ScoringError:
             job = self._find(run_id)
             if job is not None and _status(job) not in _ENDED:
                 raise
-
-    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
-        """Wait for as long as is proper between two looks at a job, and look at it."""
-        sleep(max(timeout, _POLL))
-        return self.poll(run_id)
+            return job is not None
+        return True
 
     def _publication(self) -> Publication:
         publication = Publication.read(self._blobs)
