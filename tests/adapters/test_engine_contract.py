@@ -122,6 +122,25 @@ class TestEngine:
         assert "ValueError: this part is no good" in report.cause
         assert "\n" not in report.cause
 
+    def test_a_part_that_could_not_be_scored_says_why_beside_the_predictions(
+        self, harness: EngineHarness
+    ) -> None:
+        order = harness.stage(good=1, bad=1)
+
+        harness.engine.submit(order)
+
+        harness.settle(order)
+        assert harness.errors(order) == {"part-00001.error": "ValueError: this part is no good"}
+        assert "part-00001.parquet" not in harness.predictions(order)
+
+    def test_a_run_that_is_scored_has_no_error_files(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=2)
+
+        harness.engine.submit(order)
+
+        harness.settle(order)
+        assert harness.errors(order) == {}
+
     def test_a_canceled_run_ends_as_canceled(self, harness: EngineHarness) -> None:
         order = harness.stage(stuck=1)
         harness.engine.submit(order)
