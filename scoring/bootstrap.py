@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from os import cpu_count
 from pathlib import Path
@@ -198,7 +198,7 @@ class App:
         if settings.engine == "azure-ml":
             from scoring.adapters.azure_ml.engine import AzureMLEngine  # noqa: PLC0415 - heavy
 
-            return AzureMLEngine(self.workspace, self.blobs, timedelta(days=365))
+            return AzureMLEngine(self.workspace, self.blobs)
         parallel = ParallelSettings(
             processes=self.processes,
             mini_batch_size=settings.mini_batch_size,

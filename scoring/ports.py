@@ -147,7 +147,11 @@ class Engine(Protocol):
         """Tell how far the run is; None if no run of this id was ever accepted, or it was lost."""
 
     def cancel(self, run_id: str) -> None:
-        """Stop the run; nothing happens if it is unknown or has ended."""
+        """Stop the run; nothing happens if it has ended.
+
+        For a run that is unknown the request is kept: if it is submitted later, by any process, it
+        ends as canceled and is not scored, and until then `poll` gives None.
+        """
 
     def wait(self, run_id: str, timeout: float) -> EngineReport | None:
         """Wait until it is worth looking at the run again, and then do as `poll` does.

@@ -19,7 +19,7 @@ from scoring.cli.state import (
 if TYPE_CHECKING:
     from scoring.cli.measuring import Measured
     from scoring.cli.plan_text import Planned
-    from scoring.planning import SizePlan
+    from scoring.planning import Cheapest, Overrun, SizePlan
 
 NOT_INCLUDED = (
     "disks, network, storage and its transactions, Event Hubs, SQL, the function app, retries,"
@@ -106,7 +106,16 @@ def plan(
     """Say what a fleet costs to score on an autoscaling cluster: nodes, run length, money."""
     from scoring.cli.plan_text import Planned
     from scoring.cli.prices import SAMPLE, read_prices
-    from scoring.planning import ROWS_PER_SECOND, Demand, Planner, Speed, Timing, cheapest
+    from scoring.planning import (
+        ROWS_PER_SECOND,
+        Demand,
+        Mode,
+        Planner,
+        Speed,
+        Timing,
+        cheapest,
+        overruns,
+    )
 
     if measure and rows_per_second is not None:
         message = "give either --rows-per-second or --measure"
@@ -134,14 +143,18 @@ def plan(
     planner = Planner(demand=demand, speed=speed, timing=timing, max_nodes=max_nodes)
     sizes = planner(table.sizes)
     origin = "measured" if measured else "assumed" if rows_per_second is None else "given"
-    _give(Planned(planner, sizes, cheapest(sizes), table, origin, measured), plot, as_json=as_json)
+    late = overruns(planner, table.sizes)
+    # A schedule that no size keeps up with is a warning; but then there is nothing to draw.
+    best = cheapest(sizes) if plot or len(late) < len(Mode) else None
+    planned = Planned(planner, sizes, late, best, table, origin, measured)
+    _give(planned, plot, as_json=as_json)
 
 
 def _give(planned: "Planned", plot: Path | None, *, as_json: bool) -> None:
-    if plot:
+    if plot and planned.best:
         from scoring.cli.plot import draw
 
-        draw(planned, plot)
+        draw(planned, planned.best, plot)
     if as_json:
         show_json(_document(planned))
     else:
@@ -196,8 +209,30 @@ def _document(planned: "Planned") -> dict[str, Any]:
         "prices": prices,
         "hours_per_month": HOURS_A_MONTH,
         "sizes": [plain(one.size) | _estimates(one) for one in planned.sizes],
-        "cheapest": {"size": best.size.size.name, "mode": best.mode.value, **plain(best.estimate)},
+        "cheapest": best and _best(best),
+        "warnings": [_warning(overrun) for overrun in planned.overruns],
         "not_included": NOT_INCLUDED,
+    }
+
+
+def _best(best: "Cheapest") -> dict[str, Any]:
+    return {"size": best.size.size.name, "mode": best.mode.value, **plain(best.estimate)}
+
+
+def _warning(overrun: "Overrun") -> dict[str, Any]:
+    from scoring.cli.plan_text import warning
+
+    return {
+        "code": "cannot_keep_up",
+        "mode": overrun.mode.value,
+        "size": overrun.size.name,
+        "nodes": overrun.nodes,
+        "run_seconds": overrun.run_seconds,
+        "interval_seconds": overrun.interval,
+        "enough_nodes": overrun.enough_nodes,
+        "enough_interval_seconds": overrun.enough_interval,
+        "warm_keeps_up": overrun.warm_keeps_up,
+        "text": warning(overrun),
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scoring.cli.state import cell
-from scoring.planning import DAY, Cheapest, Mode, Planner, SizePlan
+from scoring.planning import DAY, Cheapest, Mode, Overrun, Planner, SizePlan
 
 if TYPE_CHECKING:
     from scoring.cli.measuring import Measured
@@ -37,6 +37,10 @@ _MINUTES = 120
 """Seconds from which on a length is told in minutes."""
 
 _SHORT = {Mode.TO_ZERO: "to zero", Mode.WARM: "warm"}
+_WHEN = {
+    Mode.TO_ZERO: "if the cluster scales to zero",
+    Mode.WARM: "even if nodes are kept warm",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,16 @@ class Planned:
     ----------
     sizes
         In the price table's order.
+    best
+        None if no size keeps up with the schedule.
     origin
         Of the speed: ``assumed``, ``given`` or ``measured``.
     """
 
     planner: Planner
     sizes: tuple[SizePlan, ...]
-    best: Cheapest
+    overruns: tuple[Overrun, ...]
+    best: Cheapest | None
     table: "PriceTable"
     origin: str
     measured: "Measured | None"
@@ -113,7 +120,7 @@ def title(table: "PriceTable") -> str:
     return f"cost a month of 730 hours{', ' if table.currency else ''}{table.currency}"
 
 
-def row(one: SizePlan, best: Cheapest) -> dict[str, Any]:
+def row(one: SizePlan, best: Cheapest | None) -> dict[str, Any]:
     """Give a size's row of the table."""
     even = one.break_even_runs_per_day
     return {
@@ -124,7 +131,7 @@ def row(one: SizePlan, best: Cheapest) -> dict[str, Any]:
         **_shown("zero", one.to_zero),
         **_shown("warm", one.warm),
         "even": None if even is None else f"{even:,.1f}",
-        "best": _SHORT[best.mode] if one is best.size else "",
+        "best": _SHORT[best.mode] if best and one is best.size else "",
     }
 
 
@@ -140,18 +147,55 @@ def _shown(prefix: str, estimate: "Estimate | None") -> dict[str, Any]:
 
 def verdicts(planned: Planned) -> Iterator[str]:
     """Say what comes of it: the cheapest, from when on warm is, and what cannot be done."""
-    best, table = planned.best, planned.table
+    yield from (f"warning: {warning(overrun)}" for overrun in planned.overruns)
+    if planned.best:
+        yield from _choice(planned.planner, planned.best, planned.table)
+    yield from (f"{plan.size.name}, {plan.reason}" for plan in planned.sizes if plan.reason)
+
+
+def warning(overrun: Overrun) -> str:
+    """Say of a schedule that it cannot keep up, what takes how long, and what to change."""
+    parts = [
+        *([f"node start {lasting(overrun.startup)}"] if overrun.startup else []),
+        f"job overhead {lasting(overrun.overhead)}",
+        f"scoring {lasting(overrun.scoring)}",
+    ]
+    if overrun.nodes:
+        takes, where = "takes", f"on {_count(overrun.nodes)} of {overrun.size.name}"
+    else:
+        takes, where = "takes at least", "on any number of nodes"
+    return (
+        f"a run every {lasting(overrun.interval)} cannot keep up {_WHEN[overrun.mode]}: a run"
+        f" {takes} {lasting(overrun.run_seconds)} {where} ({', '.join(parts)}), and runs pile up;"
+        f" {_remedies(overrun)}"
+    )
+
+
+def _remedies(overrun: Overrun) -> str:
+    remedies = []
+    if overrun.enough_nodes:
+        remedies.append(f"allow {_count(overrun.enough_nodes)} (--max-nodes)")
+    if overrun.enough_interval:
+        remedies.append(f"run every {lasting(overrun.enough_interval)} or less often")
+    if overrun.warm_keeps_up:
+        remedies.append("keep nodes warm (azure-ml publish --min-nodes)")
+    return ", or ".join(remedies) or "allow more nodes (--max-nodes) and run less often"
+
+
+def _count(nodes: int) -> str:
+    return f"{nodes:,} {'node' if nodes == 1 else 'nodes'}"
+
+
+def _choice(planner: Planner, best: Cheapest, table: "PriceTable") -> Iterator[str]:
     one = best.estimate
     how = "kept warm" if best.mode is Mode.WARM else "scaled to zero"
-    nodes = f"{one.nodes:,} {'node' if one.nodes == 1 else 'nodes'}"
     yield (
-        f"cheapest: {nodes} of {best.size.size.name}, {how}:"
+        f"cheapest: {_count(one.nodes)} of {best.size.size.name}, {how}:"
         f" {money(one.cost_per_month, table)} a month, runs of {lasting(one.run_seconds)}"
     )
     if best.size.to_zero and best.size.to_zero.always_on:
         yield "scaled to zero it is billed all the time too: the next run comes too soon"
-    yield from _when_warm(planned.planner, best.size)
-    yield from (f"{plan.size.name}, {plan.reason}" for plan in planned.sizes if plan.reason)
+    yield from _when_warm(planner, best.size)
 
 
 def _when_warm(planner: Planner, size: SizePlan) -> Iterator[str]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from scoring.cli.plan_text import Planned
-    from scoring.planning import Planner, SizePlan
+    from scoring.planning import Cheapest, Planner, SizePlan
 
 _ZERO, _WARM, _OTHERS = "#1f5fbf", "#c8501e", "#b8b8b8"
 _POINTS = 400
@@ -21,7 +21,7 @@ _LEAST_RUNS, _MOST_RUNS = 1.0, 288.0
 """Runs a day: from one to one every five minutes, and on to what is planned and the break-even."""
 
 
-def draw(planned: "Planned", path: Path) -> None:
+def draw(planned: "Planned", best: "Cheapest", path: Path) -> None:
     """Draw the plan into a PNG or SVG file, by its ending; the file is there whole or not at all.
 
     One line for each mode of the cheapest size, with the nodes planned for it; the other sizes
@@ -35,7 +35,7 @@ def draw(planned: "Planned", path: Path) -> None:
     # Not pyplot: a figure of its own is drawn by Agg, and needs no display.
     from matplotlib.figure import Figure
 
-    planner, best = planned.planner, planned.best
+    planner = planned.planner
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     runs = _frequencies(planner, best.size)
@@ -44,7 +44,7 @@ def draw(planned: "Planned", path: Path) -> None:
             axes.plot(runs, _to_zero(planner, one, runs), color=_OTHERS, linewidth=0.7)
     _draw_best(axes, planner, best.size, runs)
     axes.set_xlim(runs[0], runs[-1])
-    _label(axes, planned)
+    _label(axes, planned, best)
     kind = path.suffix.lower().removeprefix(".")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     try:
@@ -86,10 +86,10 @@ def _draw_best(axes: "Axes", planner: "Planner", one: "SizePlan", runs: Sequence
         axes.plot([even], [cost], "o", color="black", markersize=8, zorder=5, label=label)
 
 
-def _label(axes: "Axes", planned: "Planned") -> None:
+def _label(axes: "Axes", planned: "Planned", best: "Cheapest") -> None:
     from matplotlib.ticker import StrMethodFormatter
 
-    demand, best, table = planned.planner.demand, planned.best, planned.table
+    demand, table = planned.planner.demand, planned.table
     now = DAY / demand.interval
     axes.axvline(now, color="black", linewidth=0.8, linestyle=":", label=f"planned, {now:,.0f}")
     if len(planned.sizes) > 1:

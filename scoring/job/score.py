@@ -3,7 +3,9 @@
 Azure ML's parallel job, and the local engine in the same way, calls `init` once a process and
 then `run` for each mini-batch. A mini-batch may come again after a failure, a timeout or a lost
 node, also while its first attempt still runs elsewhere: the prediction part of an input part has
-its name, equal bytes every time, and is put in place at once.
+its name, equal bytes every time, and is put in place at once. A part that cannot be scored leaves
+a file beside the prediction parts that says why; it means nothing where the prediction part itself
+is there, which a later attempt, or one elsewhere, has written.
 
 Arguments: ``--fleet FOLDER --fleet-version VERSION --predictions FOLDER --run-id ID``; others are
 the platform's.
@@ -28,11 +30,15 @@ from threadpoolctl import threadpool_limits
 from scoring.errors import InvalidFleet, InvalidPart, StorageUnusable
 from scoring.fleet import Fleet, score_part
 from scoring.predictions import INPUT_SCHEMA, PartSummary, read_table, summarise, write_table
+from scoring.runs import error_name
 
 _log = logging.getLogger(__name__)
 
 _CANNOT_RENAME = frozenset({errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EIO, errno.EPERM})
 """What mounts answer that know no renaming."""
+
+_CAUSE = 1000
+"""Characters that are kept of why a part was not scored."""
 
 _THREAD_SETTINGS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -79,7 +85,8 @@ def run(mini_batch: Sequence[str]) -> list[str]:
     Raises
     ------
     InvalidPart
-        Naming the part that cannot be read. The parts before it are done, and stay so.
+        Naming the part that cannot be read. The parts before it are done, and stay so; those
+        after it are not reached.
     StorageUnusable
         A prediction part cannot be written.
     """
@@ -134,6 +141,14 @@ def _keep_pandas_out() -> None:
 
 
 def _score(path: Path, job: _Job) -> str:
+    try:
+        return _predict(path, job)
+    except Exception as error:
+        _explain(job, path.name, error)
+        raise
+
+
+def _predict(path: Path, job: _Job) -> str:
     part = read_table(_read(path), INPUT_SCHEMA, path.name)
     predictions = score_part(job.fleet, part)
     _put(job.predictions / path.name, write_table(predictions))
@@ -168,6 +183,16 @@ def _put(path: Path, data: bytes) -> None:
             draft.unlink()
         message = f"prediction part {path} cannot be written: {error}"
         raise StorageUnusable(message) from error
+
+
+def _explain(job: _Job, part: str, error: Exception) -> None:
+    """Write why a part was not scored beside the predictions, in one line; best effort."""
+    try:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:_CAUSE]
+        (job.predictions / error_name(part)).write_bytes(text.encode(errors="replace"))
+    except Exception as failure:  # noqa: BLE001 - the part's own error counts, and is raised
+        facts = {"run": job.run_id, "part": part, "cause": type(failure).__name__}
+        _log.warning("score.no_error_file", extra=facts)
 
 
 def _row(part: str, summary: PartSummary) -> str:

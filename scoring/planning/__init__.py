@@ -32,6 +32,7 @@ from scoring.planning.inputs import (
     Speed,
     Timing,
 )
+from scoring.planning.overruns import Overrun, overruns
 
 __all__ = [
     "DAY",
@@ -43,9 +44,11 @@ __all__ = [
     "Estimate",
     "Mode",
     "NodeSize",
+    "Overrun",
     "Planner",
     "SizePlan",
     "Speed",
     "Timing",
     "cheapest",
+    "overruns",
 ]

@@ -122,23 +122,45 @@ class Planner:
             No number does, or more than `max_nodes`; the text says what would be needed.
         """
         before = self._before_scoring(mode)
-        left = self.demand.finish_within - before - self.speed.part
-        work = self.speed.work(self.demand.most_rows)
-        if left <= 0:
+        nodes = self.nodes_within(size, mode, self.demand.finish_within)
+        if nodes is None:
             message = (
                 f"{_label(mode)}: {before:,.0f} s pass before scoring and {self.speed.part:,.1f} s"
                 f" with one part, but a run must end within {self.demand.finish_within:,.0f} s"
             )
             raise BadInput(message)
-        nodes = max(1, rounded_up(work / (size.cores * left)))
         if self.max_nodes and nodes > self.max_nodes:
-            length = before + self._scoring(size, self.max_nodes, self.demand.most_rows)
+            length = before + self.scoring(size, self.max_nodes, self.demand.most_rows)
             message = (
                 f"{_label(mode)}: even with {self.max_nodes:,} a run takes {length:,.0f} s,"
                 f" and must end within {self.demand.finish_within:,.0f} s: {nodes:,} nodes would do"
             )
             raise BadInput(message)
         return nodes
+
+    def nodes_within(self, size: NodeSize, mode: Mode, seconds: float) -> int | None:
+        """Return the least number of nodes that end the largest run in time, whatever the limit.
+
+        None if no number does.
+        """
+        left = seconds - self._before_scoring(mode) - self.speed.part
+        if left <= 0:
+            return None
+        return max(1, rounded_up(self.speed.work(self.demand.most_rows) / (size.cores * left)))
+
+    def keeps_up(self, size: NodeSize, mode: Mode) -> bool:
+        """Whether at most `max_nodes` end the largest run before the next one is due."""
+        nodes = self.nodes_within(size, mode, self.demand.interval)
+        return nodes is not None and (self.max_nodes is None or nodes <= self.max_nodes)
+
+    def startup(self, mode: Mode) -> float:
+        """Return the seconds that pass before a run has nodes."""
+        return self.timing.startup if mode is Mode.TO_ZERO else 0.0
+
+    def scoring(self, size: NodeSize, nodes: int | None, rows: float) -> float:
+        """Return the seconds that rows take; None stands for any number of nodes."""
+        share = self.speed.work(rows) / (nodes * size.cores) if nodes else 0.0
+        return share + self.speed.part
 
     def cost_to_zero(self, size: NodeSize, nodes: int, interval: float) -> float:
         """Cost a month of scaling to zero, with these nodes and a run every `interval` seconds.
@@ -172,10 +194,7 @@ class Planner:
         return timing.billed_startup + timing.overhead + self.speed.part + timing.idle
 
     def _before_scoring(self, mode: Mode) -> float:
-        return self.timing.overhead + (self.timing.startup if mode is Mode.TO_ZERO else 0.0)
-
-    def _scoring(self, size: NodeSize, nodes: int, rows: float) -> float:
-        return self.speed.work(rows) / (nodes * size.cores) + self.speed.part
+        return self.timing.overhead + self.startup(mode)
 
     def _billed(self, size: NodeSize, nodes: int, interval: float) -> float:
         rows = self.demand.rows_per_second * interval
@@ -183,7 +202,7 @@ class Planner:
 
     def _estimate(self, size: NodeSize, mode: Mode) -> Estimate:
         nodes, interval = self.nodes(size, mode), self.demand.interval
-        length = self._before_scoring(mode) + self._scoring(size, nodes, self.demand.most_rows)
+        length = self._before_scoring(mode) + self.scoring(size, nodes, self.demand.most_rows)
         billed, cost = interval, nodes * size.price_per_hour * HOURS_A_MONTH
         if mode is Mode.TO_ZERO:
             billed = min(interval, self._billed(size, nodes, interval))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.ports import Blobs, Engine, EngineReport, ScoringOrder
 
 ROOT = Path(__file__).parents[2]
+Clock = Callable[[], datetime]
 SCRIPT = Path(__file__).with_name("obedient_script.py")
 FLEET = "f1"
 
@@ -48,6 +50,9 @@ class EngineHarness(Protocol):
     def predictions(self, order: ScoringOrder) -> list[str]:
         """Name the prediction parts that stand."""
 
+    def errors(self, order: ScoringOrder) -> dict[str, str]:
+        """Give the error files that stand, by their names."""
+
     def lose(self, order: ScoringOrder) -> None:
         """Have the run start, and what runs it die."""
 
@@ -65,9 +70,9 @@ class LocalHarness:
         self._processes: list[subprocess.Popen[str]] = []
         self.engine = self.new_engine()
 
-    def new_engine(self, **rules: Any) -> LocalEngine:
+    def new_engine(self, clock: Clock = lambda: datetime.now(UTC), **rules: Any) -> LocalEngine:
         settings = ParallelSettings(**{"max_retries": 0, "timeout": 300, **rules})
-        engine = LocalEngine(self.blobs, self.folder / "work", settings, SCRIPT)
+        engine = LocalEngine(self.blobs, self.folder / "work", settings, SCRIPT, clock)
         self._engines.append(engine)
         return engine
 
@@ -102,8 +107,10 @@ class LocalHarness:
         return self.engine.wait(order.run_id, 60)
 
     def predictions(self, order: ScoringOrder) -> list[str]:
-        prefix = order.prediction_prefix
-        return [info.name.removeprefix(prefix) for info in self.blobs.list(prefix)]
+        return predictions_of(self.blobs, order)
+
+    def errors(self, order: ScoringOrder) -> dict[str, str]:
+        return errors_of(self.blobs, order)
 
     def start_elsewhere(self, order: ScoringOrder) -> subprocess.Popen[str]:
         """Run a run with a stuck part in another process, and wait until it is stuck."""
@@ -126,6 +133,18 @@ class LocalHarness:
         for process in self._processes:
             process.kill()
             process.communicate()
+
+
+def predictions_of(blobs: Blobs, order: ScoringOrder) -> list[str]:
+    prefix = order.prediction_prefix
+    names = [info.name.removeprefix(prefix) for info in blobs.list(prefix)]
+    return [name for name in names if not name.endswith(".error")]
+
+
+def errors_of(blobs: Blobs, order: ScoringOrder) -> dict[str, str]:
+    prefix = order.prediction_prefix
+    names = [info.name for info in blobs.list(prefix) if info.name.endswith(".error")]
+    return {name.removeprefix(prefix): blobs.read(name)[0].decode() for name in names}
 
 
 def order_of(run_id: str) -> ScoringOrder:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scoring.ports import EngineReport, EngineState
+from scoring.ports import EngineReport, EngineState, ScoringOrder
 from tests.adapters.engines import EngineHarness, LocalHarness, eventually
 from tests.azure_ml.harness import CALM_SDK, AzureMLHarness
 
@@ -18,6 +18,11 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineHa
     harness: EngineHarness = request.param(tmp_path)
     yield harness
     harness.close()
+
+
+def state(harness: EngineHarness, order: ScoringOrder) -> EngineState | None:
+    report = harness.engine.poll(order.run_id)
+    return report.state if report else None
 
 
 def assert_completed(report: EngineReport | None, parts: int = 0) -> None:
@@ -58,6 +63,31 @@ class TestEngine:
         assert report is not None
         assert report.state in (EngineState.QUEUED, EngineState.RUNNING)
 
+    def test_a_run_tells_when_it_began_to_score_as_long_as_it_does(
+        self, harness: EngineHarness
+    ) -> None:
+        order = harness.stage(stuck=1)
+        harness.engine.submit(order)
+
+        eventually(lambda: state(harness, order) == EngineState.RUNNING)
+        first, second = (harness.engine.poll(order.run_id) for _ in range(2))
+
+        assert first
+        assert second
+        assert first.started is not None
+        assert first.started == second.started
+
+    def test_a_run_that_waits_has_not_begun(self, harness: EngineHarness) -> None:
+        first, second = harness.stage(stuck=1), harness.stage(good=1)
+        harness.engine.submit(first)
+        eventually(lambda: state(harness, first) == EngineState.RUNNING)
+
+        harness.engine.submit(second)
+
+        report = harness.engine.poll(second.run_id)
+        assert report
+        assert (report.state, report.started) == (EngineState.QUEUED, None)
+
     def test_a_run_submitted_again_under_way_is_the_same_run(self, harness: EngineHarness) -> None:
         order = harness.stage(good=1, stuck=1)
         harness.engine.submit(order)
@@ -92,6 +122,25 @@ class TestEngine:
         assert "ValueError: this part is no good" in report.cause
         assert "\n" not in report.cause
 
+    def test_a_part_that_could_not_be_scored_says_why_beside_the_predictions(
+        self, harness: EngineHarness
+    ) -> None:
+        order = harness.stage(good=1, bad=1)
+
+        harness.engine.submit(order)
+
+        harness.settle(order)
+        assert harness.errors(order) == {"part-00001.error": "ValueError: this part is no good"}
+        assert "part-00001.parquet" not in harness.predictions(order)
+
+    def test_a_run_that_is_scored_has_no_error_files(self, harness: EngineHarness) -> None:
+        order = harness.stage(good=2)
+
+        harness.engine.submit(order)
+
+        harness.settle(order)
+        assert harness.errors(order) == {}
+
     def test_a_canceled_run_ends_as_canceled(self, harness: EngineHarness) -> None:
         order = harness.stage(stuck=1)
         harness.engine.submit(order)
@@ -113,12 +162,29 @@ class TestEngine:
 
         assert harness.engine.poll(order.run_id) == canceled
 
-    def test_to_cancel_an_unknown_run_does_nothing(self, harness: EngineHarness) -> None:
+    def test_a_run_that_is_canceled_before_it_is_submitted_is_unknown(
+        self, harness: EngineHarness
+    ) -> None:
         order = harness.stage(good=1)
 
         harness.engine.cancel(order.run_id)
+        harness.engine.cancel(order.run_id)
 
         assert harness.engine.poll(order.run_id) is None
+
+    def test_a_run_that_was_canceled_before_it_is_submitted_ends_as_canceled_at_once(
+        self, harness: EngineHarness
+    ) -> None:
+        order = harness.stage(good=1)
+        harness.engine.cancel(order.run_id)
+
+        for _ in range(2):
+            harness.engine.submit(order)
+
+            report = harness.engine.poll(order.run_id)
+            assert report
+            assert (report.state, report.started) == (EngineState.CANCELED, None)
+            assert harness.predictions(order) == []
 
     def test_to_cancel_an_ended_run_changes_nothing(self, harness: EngineHarness) -> None:
         order = harness.stage(good=1)

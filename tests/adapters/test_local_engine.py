@@ -3,14 +3,20 @@
 import os
 import signal
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scoring import instants
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.errors import BadInput, Misconfigured, StorageUnusable, Transient
 from scoring.ports import EngineReport, EngineState, ScoringOrder
 from tests.adapters.engines import FLEET, LocalHarness, eventually, order_of
+
+MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -117,7 +123,7 @@ class TestThresholds:
         ],
     )
     def test_one_failure_more_aborts_the_run(
-        self, local: LocalHarness, rules: dict[str, int]
+        self, local: LocalHarness, rules: dict[str, Any]
     ) -> None:
         report = run(local.new_engine(**rules), local.stage(good=1, bad=2))
 
@@ -145,6 +151,123 @@ class TestThresholds:
         run(local.new_engine(mini_batch_size=3), order)
 
         assert local.predictions(order) == ["part-00000.parquet", "part-00001.parquet"]
+
+
+class TestErrorFiles:
+    """Why a part has no predictions, in a file beside them."""
+
+    CAUSE = "ValueError: this part is no good"
+
+    def test_the_part_that_the_script_names_is_the_one_that_failed(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage_parts("count", "explain", "count")
+
+        report = run(local.new_engine(mini_batch_size=3), order)
+
+        assert report.cause == (
+            f"part-00001.parquet (mini-batch 1) failed after 1 attempt: {self.CAUSE}"
+        )
+        assert local.predictions(order) == ["part-00000.parquet"]
+        assert local.errors(order) == {"part-00001.error": "told: this part is no good"}
+
+    def test_without_a_word_of_the_script_every_part_without_predictions_has_the_cause(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage_parts("count", "fail", "count")
+
+        run(local.new_engine(mini_batch_size=3), order)
+
+        assert local.errors(order) == {
+            "part-00001.error": self.CAUSE,
+            "part-00002.error": self.CAUSE,
+        }
+
+    def test_a_mini_batch_that_takes_too_long_has_failed_with_all_its_parts(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage_parts(f"hold {local.mark}", "count")
+
+        run(local.new_engine(mini_batch_size=2, timeout=0.2), order)
+
+        late = "run() took longer than 0.2 s"
+        assert local.errors(order) == {"part-00000.error": late, "part-00001.error": late}
+
+    def test_a_killed_worker_fails_all_parts_whatever_an_earlier_attempt_said(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage_parts(f"explain-once {local.mark}", "count")
+
+        run(local.new_engine(mini_batch_size=2, max_retries=1), order)
+
+        errors = local.errors(order)
+        assert sorted(errors) == ["part-00000.error", "part-00001.error"]
+        # Exit code, or broken pool.
+        assert all(text.startswith("the worker process") for text in errors.values())
+
+    def test_a_part_that_the_script_left_out_has_failed(self, local: LocalHarness) -> None:
+        order = local.stage_parts("idle", "count")
+
+        run(local.new_engine(mini_batch_size=2), order)
+
+        assert local.errors(order) == {
+            "part-00000.error": "run() wrote no predictions for part-00000.parquet"
+        }
+
+    def test_parts_of_which_only_the_rows_are_missing_have_predictions_and_no_error(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage_parts("short")
+
+        run(local.engine, order)
+
+        assert (local.predictions(order), local.errors(order)) == (["part-00000.parquet"], {})
+
+    def test_a_mini_batch_that_works_in_the_end_leaves_no_error(self, local: LocalHarness) -> None:
+        order = local.stage_parts(f"recover {local.mark}")
+
+        run(local.new_engine(max_retries=2), order)
+
+        assert local.errors(order) == {}
+
+    def test_a_run_that_is_completed_within_its_thresholds_says_what_is_missing(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage_parts("count", "fail", "explain")
+        engine = local.new_engine(error_threshold=2, mini_batch_error_threshold=2)
+
+        report = run(engine, order)
+
+        assert report == EngineReport(EngineState.COMPLETED, parts_done=1)
+        assert local.errors(order) == {
+            "part-00001.error": self.CAUSE,
+            "part-00002.error": "told: this part is no good",
+        }
+
+    def test_a_part_with_an_error_is_scored_by_the_next_attempt_and_counts_then(
+        self, local: LocalHarness
+    ) -> None:
+        order = local.stage(good=1, stuck=1)
+        local.blobs.write(f"{order.prediction_prefix}part-00000.error", b"no memory")
+        local.lose(order)
+        eventually(lambda: local.engine.poll(order.run_id) is None)
+        local.release()
+
+        report = run(local.engine, order)
+
+        assert report == EngineReport(EngineState.COMPLETED, parts_done=2)
+        assert local.predictions(order) == ["part-00000.parquet", "part-00001.parquet"]
+
+    def test_an_error_that_cannot_be_stored_does_not_hide_the_cause(
+        self, local: LocalHarness, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        order = local.stage(bad=1)
+        (local.folder / "blobs" / order.prediction_prefix / "part-00000.error").mkdir(parents=True)
+
+        report = run(local.engine, order)
+
+        assert report.cause.endswith(self.CAUSE)
+        assert "engine.no_error_file" in [record.message for record in caplog.records]
 
 
 class TestStart:
@@ -239,6 +362,50 @@ class TestTurns:
         eventually(lambda: local.engine.poll(order.run_id) == expected)
 
 
+class TestBeginning:
+    """When a run began to score, which every process can read."""
+
+    @staticmethod
+    def started(engine: LocalEngine, order: ScoringOrder) -> int | None:
+        report = engine.poll(order.run_id)
+        return report.started if report else None
+
+    def test_a_run_begins_when_its_turn_comes(self, local: LocalHarness) -> None:
+        moments = iter([MONDAY, MONDAY + HOUR])
+        engine = local.new_engine(clock=lambda: next(moments))
+        first, second = local.stage(stuck=1), local.stage(good=1)
+        engine.submit(first)
+        eventually(local.is_held)
+        engine.submit(second)
+
+        seen = [self.started(local.new_engine(), order) for order in (first, second)]
+        local.release()
+
+        assert seen == [instants.of(MONDAY), None]
+        assert run(engine, second).started == instants.of(MONDAY + HOUR)
+        assert self.started(local.new_engine(), first) == instants.of(MONDAY)
+
+    def test_progress_does_not_move_the_beginning(self, local: LocalHarness) -> None:
+        moments = iter([MONDAY])
+        order = local.stage(good=11, stuck=1)
+
+        local.new_engine(clock=lambda: next(moments)).submit(order)
+
+        expected = EngineReport(EngineState.RUNNING, parts_done=11)
+        eventually(lambda: local.engine.poll(order.run_id) == expected)
+        assert self.started(local.engine, order) == instants.of(MONDAY)
+
+    def test_a_run_that_is_taken_up_again_begins_again(self, local: LocalHarness) -> None:
+        order = local.stage(stuck=1)
+        local.lose(order)
+        eventually(lambda: local.engine.poll(order.run_id) is None)
+        local.release()
+
+        report = run(local.new_engine(clock=lambda: MONDAY), order)
+
+        assert report.started == instants.of(MONDAY)
+
+
 class TestEnd:
     def test_nothing_staged_is_left_behind(self, local: LocalHarness) -> None:
         order = local.stage(good=1)
@@ -270,6 +437,28 @@ class TestEnd:
         local.release()
         assert process.wait(60) == 0
         assert local.engine.poll(order.run_id) == EngineReport(EngineState.COMPLETED, parts_done=1)
+
+    def test_a_run_that_was_canceled_before_is_not_begun(self, local: LocalHarness) -> None:
+        counter = local.folder / "counter"
+        order = local.stage_parts(f"count {counter}")
+        local.new_engine().cancel(order.run_id)
+
+        report = run(local.engine, order)
+
+        assert report == EngineReport(EngineState.CANCELED)
+        assert not counter.exists()
+
+    def test_a_lost_run_that_was_canceled_is_not_taken_up_again(self, local: LocalHarness) -> None:
+        order = local.stage(stuck=1)
+        local.lose(order)
+        eventually(lambda: local.engine.poll(order.run_id) is None)
+
+        local.engine.cancel(order.run_id)
+        local.release()
+
+        assert local.engine.poll(order.run_id) is None
+        assert run(local.engine, order) == EngineReport(EngineState.CANCELED)
+        assert local.predictions(order) == []
 
     def test_cancel_stops_the_workers(self, local: LocalHarness) -> None:
         order = local.stage(stuck=1)

@@ -6,13 +6,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from scoring import instants
 from scoring.adapters.azure_ml.engine import AzureMLEngine
 from scoring.adapters.azure_ml.publication import DATASTORE, FLEET, Publication
 from scoring.adapters.azure_ml.workspace import Workspace
@@ -20,8 +20,15 @@ from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
 from tests.adapters.engines import FLEET as FLEET_VERSION
-from tests.adapters.engines import SCRIPT, EngineHarness, eventually, order_of
-from tests.azure_ml.plane import ControlPlane, Job
+from tests.adapters.engines import (
+    SCRIPT,
+    EngineHarness,
+    errors_of,
+    eventually,
+    order_of,
+    predictions_of,
+)
+from tests.azure_ml.plane import Child, ControlPlane, Job
 from tests.azure_ml.schema import violations
 from tests.azure_ml.server import Request
 
@@ -45,7 +52,6 @@ CALM_SDK = (
 AT_ONCE = {"Retry-After": "0"}
 """Headers of a refusal after which to come again."""
 
-DEADLINE = timedelta(hours=2)
 PIPELINE = "score_fleet_pipeline"
 CLUSTER = "scoring"
 _PORTS = {
@@ -109,15 +115,12 @@ class System:
     def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self.plane = plane
         self.blobs = FolderBlobs(folder)
-        self.now = datetime.now(UTC)
         publish_without_upload(plane, self.blobs)
         self.engine = self.new_engine()
 
     def new_engine(self, **options: Any) -> AzureMLEngine:
         """Make an engine as a process that has just begun has one."""
-        return AzureMLEngine(
-            workspace_of(self.plane, **options), self.blobs, DEADLINE, lambda: self.now
-        )
+        return AzureMLEngine(workspace_of(self.plane, **options), self.blobs)
 
     def submitted(self, run_id: str = "r1") -> ScoringOrder:
         order = order_of(run_id)
@@ -151,10 +154,11 @@ class LocalRunner:
 
     def start(self, job: Job, plane: ControlPlane) -> None:
         self._engine.submit(_order(job, plane))
-        arguments = (self._engine, job, plane)
+        plane.set_status(job.name, "Running")
+        step = plane.add_child(job.name, "Queued")
+        arguments = (self._engine, job, step, plane)
         thread = threading.Thread(target=self._follow, args=arguments, daemon=True)
         self._threads.append(thread)
-        plane.set_status(job.name, "Running")
         thread.start()
 
     def cancel(self, job: Job) -> None:
@@ -175,7 +179,15 @@ class LocalRunner:
         return LocalEngine(self._blobs, self._work_folder, settings, SCRIPT)
 
     @staticmethod
-    def _follow(engine: LocalEngine, job: Job, plane: ControlPlane) -> None:
+    def _follow(engine: LocalEngine, job: Job, step: Child, plane: ControlPlane) -> None:
+        def has_begun() -> bool:
+            report = engine.poll(job.name)
+            return report is None or report.state != EngineState.QUEUED
+
+        eventually(has_begun)
+        report = engine.poll(job.name)
+        if report and report.started is not None:
+            plane.move_child(step, "Running", instants.moment(report.started))
         report = engine.wait(job.name)
         if report is None:
             return
@@ -218,7 +230,7 @@ class AzureMLHarness:
         self._context = control_plane(runner=self._runner)
         self.plane = self._context.__enter__()
         publish_without_upload(self.plane, self.blobs)
-        self.engine = AzureMLEngine(workspace_of(self.plane), self.blobs, DEADLINE)
+        self.engine = AzureMLEngine(workspace_of(self.plane), self.blobs)
 
     def stage(self, *, good: int = 0, bad: int = 0, stuck: int = 0) -> ScoringOrder:
         self._runs += 1
@@ -236,8 +248,10 @@ class AzureMLHarness:
         return self.engine.poll(order.run_id)
 
     def predictions(self, order: ScoringOrder) -> list[str]:
-        prefix = order.prediction_prefix
-        return [info.name.removeprefix(prefix) for info in self.blobs.list(prefix)]
+        return predictions_of(self.blobs, order)
+
+    def errors(self, order: ScoringOrder) -> dict[str, str]:
+        return errors_of(self.blobs, order)
 
     def lose(self, order: ScoringOrder) -> None:
         self.engine.submit(order)

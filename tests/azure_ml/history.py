@@ -1,5 +1,6 @@
 """Run history: what became of a job and of its steps, with error texts and log files."""
 
+import datetime
 import re
 import secrets
 from typing import Any
@@ -61,7 +62,7 @@ class History:
     def _run(self, run: tuple[Job, Child | None]) -> dict[str, Any]:
         job, child = run
         what = child or job
-        started = None if what.status == "NotStarted" else _time(what.created)
+        started = self._started(what)
         rest: dict[str, Any] = {
             "runId": what.name,
             "runUuid": what.name,
@@ -74,7 +75,7 @@ class History:
             "name": what.name if child is None else child.step,
             "runType": "azureml.PipelineRun" if child is None else "azureml.StepRun",
             "createdUtc": _time(what.created),
-            "startTimeUtc": started,
+            "startTimeUtc": _time(started) if started else None,
             "endTimeUtc": _time(what.ended) if what.ended else None,
             "error": self._error(what),
             "hidden": False,
@@ -102,6 +103,13 @@ class History:
     def _address(self, name: str, file: str) -> str:
         where = f"https://{LOG_HOST}/azureml/ExperimentRun/dcid.{name}/{quote(file)}"
         return f"{where}?sv=2021-08-06&sr=b&sp=r&sig={quote(self._signature)}"
+
+    @staticmethod
+    def _started(what: Job | Child) -> datetime.datetime | None:
+        if isinstance(what, Child):
+            return what.started
+        # A pipeline has started as soon as the service works on it.
+        return None if what.status == "NotStarted" else what.created
 
     @staticmethod
     def _error(what: Job | Child) -> dict[str, Any] | None:

@@ -38,18 +38,42 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
+def _order(status: str) -> int:
+    """Before it runs, a step may take the waiting statuses in any order."""
+    return max(STATUSES.index(status), STATUSES.index("Queued"))
+
+
 @dataclass(slots=True)
 class Child:
-    """A step of a job: its own run, with its own error and its own log files."""
+    """A step of a job: its own run, with its own status, error and log files.
+
+    Attributes
+    ----------
+    started
+        When it first was ``Running``; None as long as it waits for nodes.
+    """
 
     name: str
-    status: str = "Running"
+    status: str = "NotStarted"
     error: str = ""
     logs: dict[str, str] = field(default_factory=dict)
     step: str = "score"
     error_code: str = "UserError"
     created: datetime.datetime = field(default_factory=_now)
+    started: datetime.datetime | None = None
     ended: datetime.datetime | None = None
+
+    def move(self, status: str, at: datetime.datetime | None = None) -> None:
+        """Take a status; a run does not go back, except from ``NotResponding``."""
+        assert status in STATUSES, status
+        assert self.ended is None, f"{self.name} has ended"
+        if "NotResponding" not in {status, self.status}:
+            assert _order(status) >= _order(self.status), (self.status, status)
+        self.status = status
+        if status == "Running" and self.started is None:
+            self.started = at or _now()
+        if status in TERMINAL:
+            self.ended = at or _now()
 
 
 @dataclass(slots=True)
@@ -237,5 +261,5 @@ def _normalised(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def new_child(step: str = "score") -> Child:
-    """Make a step's run; its name is the service's to choose."""
+    """Make a step's run, not started; its name is the service's to choose."""
     return Child(str(uuid.uuid4()), step=step)

@@ -10,13 +10,15 @@ which no resolver finds; and each look at the cloud's settings is one more reque
 is not known is refused, and recorded as a ``CONNECT`` with status 502.
 """
 
+import datetime
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
+from tests.azure_ml.clusters import ClusterState
 from tests.azure_ml.faults import KINDS, Fault, Faults
 from tests.azure_ml.identity import Tokens, authority
-from tests.azure_ml.jobs import Child, Job, Runner, new_child
+from tests.azure_ml.jobs import TERMINAL, Child, Job, Runner, new_child
 from tests.azure_ml.resources import Key, Resource
 from tests.azure_ml.server import Request, Server
 from tests.azure_ml.service import Service
@@ -180,35 +182,58 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         """Let the making of a cluster, an endpoint or a deployment fail from now on."""
         self._workspace.operations.failures[name] = (code, message)
 
+    def set_cluster(self, name: str, **facts: Any) -> None:
+        """Say how a cluster stands; takes what `ClusterState` takes."""
+        with self._workspace.lock:
+            self._workspace.clusters[name] = ClusterState(**facts)
+
     # What happens to jobs
 
     def set_status(self, job_name: str, status: str) -> None:
-        """Move a job on."""
+        """Move a job on; the steps of one that ends end with it."""
         with self._workspace.lock:
-            self.jobs[job_name].move(status)
+            job = self.jobs[job_name]
+            job.move(status)
+            for child in job.children:
+                if job.ended and not child.ended:
+                    child.move(status)
 
     def add_child(
         self, job_name: str, status: str = "Running", *, step: str = "score",
-        logs: dict[str, str] | None = None,
+        logs: dict[str, str] | None = None, at: datetime.datetime | None = None,
     ) -> Child:  # fmt: skip
-        """Give a job the run of a step."""
+        """Give a job the run of a step, which came to its status at a moment, by default now."""
         child = new_child(step)
-        child.status, child.logs = status, dict(logs or {})
+        child.logs = dict(logs or {})
+        if status in TERMINAL:
+            child.move("Running", at)
+        child.move(status, at)
         with self._workspace.lock:
             self.jobs[job_name].children.append(child)
         return child
+
+    def move_child(self, child: Child, status: str, at: datetime.datetime | None = None) -> None:
+        """Move a step on."""
+        with self._workspace.lock:
+            child.move(status, at)
 
     def fail(
         self, job_name: str, message: str, logs: dict[str, str] | None = None, *,
         step: str = "score", code: str = "UserError",
     ) -> Child:  # fmt: skip
-        """Fail a job by one of its steps: what went wrong is said there, and only there."""
-        child = self.add_child(job_name, "Failed", step=step, logs=logs)
+        """Fail a job by one of its steps: what went wrong is said there, and only there.
+
+        By the run of the step that is under way, or else by a new one.
+        """
         with self._workspace.lock:
             job = self.jobs[job_name]
+            under_way = [one for one in job.children if one.step == step and not one.ended]
+            child = under_way[0] if under_way else self.add_child(job_name, step=step)
+            child.logs |= logs or {}
+            child.move("Failed")
+            child.error, child.error_code = message, code
             job.error = GENERIC.format(step)
             job.move("Failed")
-            child.error, child.error_code, child.ended = message, code, job.ended
         return child
 
     # What goes wrong

@@ -22,7 +22,8 @@ from azure.core.exceptions import AzureError, ServiceRequestError
 from scoring import instants
 from scoring.adapters.azure_ml.engine import AzureMLEngine
 from scoring.adapters.azure_ml.fleets import register_fleet
-from scoring.adapters.azure_ml.publication import Publication, check_run, mark_run
+from scoring.adapters.azure_ml.marks import check_run, mark_run
+from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.adapters.blobs import FolderBlobs
 from scoring.bootstrap import App, nonce
@@ -35,7 +36,6 @@ from tests.adapters.engines import FLEET, order_of
 from tests.azure_ml.harness import (
     AT_ONCE,
     CALM_SDK,
-    DEADLINE,
     PIPELINE,
     System,
     control_plane,
@@ -159,7 +159,7 @@ class TestSubmit:
     ) -> None:
         workspace = workspace_of(system.plane)
         workspace.options["read_timeout"] = 0.1
-        engine = AzureMLEngine(workspace, system.blobs, DEADLINE)
+        engine = AzureMLEngine(workspace, system.blobs)
         late = system.plane.fault(method="PUT", path=JOB, delay=0.4)
 
         engine.submit(order_of("r1"))
@@ -257,7 +257,7 @@ class TestSubmit:
     def test_without_a_publication_the_command_that_makes_one_is_named(
         self, plane: ControlPlane, tmp_path: Path
     ) -> None:
-        engine = AzureMLEngine(workspace_of(plane), FolderBlobs(tmp_path), DEADLINE)
+        engine = AzureMLEngine(workspace_of(plane), FolderBlobs(tmp_path))
 
         with pytest.raises(Misconfigured, match="`azure-ml publish`"):
             engine.submit(order_of("r1"))
@@ -346,6 +346,7 @@ class TestPoll:
         system.submitted()
 
         system.plane.jobs["r1"].status = status
+        system.plane.add_child("r1")
 
         report = system.report()
         assert (report.state, report.status.partition(",")[0]) == (STATUSES[status], status)
@@ -353,7 +354,7 @@ class TestPoll:
     def test_a_job_under_way_tells_what_the_nodes_of_its_cluster_do(self, system: System) -> None:
         system.submitted()
         system.plane.set_status("r1", "Running")
-        system.plane.service.workspace.nodes["scoring"] = ("running", "preparing", "running")
+        system.plane.set_cluster("scoring", nodes=("running", "preparing", "running"))
 
         assert system.report().status == "Running, nodes: 1 preparing, 2 running"
 
@@ -361,7 +362,7 @@ class TestPoll:
         self, system: System
     ) -> None:
         system.submitted()
-        system.plane.fault(method="POST", path="/listNodes", status=403, times=None)
+        system.plane.fault(path="/computes/", status=403, times=None)
 
         assert system.report().status == "NotStarted"
 
@@ -377,6 +378,7 @@ class TestPoll:
         self, system: System
     ) -> None:
         system.submitted()
+        system.plane.add_child("r1")
 
         seen = []
         for status in ("Running", "NotResponding", "Running", "Completed"):
@@ -392,16 +394,197 @@ class TestPoll:
         assert link.startswith("https://ml.azure.com/runs/r1?wsid=/subscriptions/")
         assert "&tid=" in link
 
-    def test_a_poll_asks_for_the_job_and_for_its_nodes(self, system: System) -> None:
+    def test_a_poll_asks_for_the_job_its_steps_and_its_cluster(self, system: System) -> None:
         system.submitted()
 
-        assert system.requests(system.report) == [
-            "GET /jobs/r1",
-            "POST /computes/scoring/listNodes",
-        ]
+        waiting = system.requests(system.report)
+        system.plane.set_status("r1", "Running")
+        system.report()  # it asks where run history is, once
+        running = system.requests(system.report)
+
+        assert waiting == ["GET /jobs/r1", "GET /computes/scoring"]
+        assert running == ["GET /jobs/r1", "GET /runs/r1/children", "GET /computes/scoring"]
 
     def test_a_job_that_was_never_accepted_is_unknown(self, system: System) -> None:
         assert system.engine.poll("r1") is None
+
+
+class TestStart:
+    """A pipeline job is Running while its step waits; the step tells when scoring began."""
+
+    AT = datetime(2026, 1, 5, 6, 7, 8, 910_111, tzinfo=UTC)
+
+    @pytest.fixture
+    def system(self, system: System) -> System:
+        """Give a system whose job is Running and has no step yet."""
+        system.submitted()
+        system.plane.set_status("r1", "Running")
+        return system
+
+    @pytest.mark.parametrize("status", ["NotStarted", "Queued", "Starting", "Preparing"])
+    def test_a_run_is_queued_until_its_step_has_started(
+        self, system: System, plane: ControlPlane, status: str
+    ) -> None:
+        step = plane.add_child("r1", status)
+
+        waiting = system.report()
+        plane.move_child(step, "Running", self.AT)
+        running = system.report()
+
+        assert (waiting.state, waiting.started) == (EngineState.QUEUED, None)
+        assert waiting.status == f"Running, step score: {status}, nodes: none"
+        assert (running.state, running.started) == (EngineState.RUNNING, instants.of(self.AT))
+        assert running.status == "Running, step score: Running, nodes: none"
+
+    def test_a_run_whose_job_has_no_step_yet_is_queued(self, system: System) -> None:
+        report = system.report()
+
+        assert (report.state, report.started) == (EngineState.QUEUED, None)
+        assert report.status == "Running, nodes: none"
+
+    def test_a_step_that_is_finalizing_or_does_not_respond_has_started(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        step = plane.add_child("r1", "Running", at=self.AT)
+
+        for status in ("NotResponding", "Finalizing"):
+            plane.move_child(step, status)
+            report = system.report()
+            assert (report.state, report.started) == (EngineState.RUNNING, instants.of(self.AT))
+
+    def test_a_step_that_is_retried_started_when_its_first_run_did(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        plane.add_child("r1", "Running", at=self.AT + MINUTE)
+        plane.add_child("r1", "Failed", at=self.AT)
+        plane.add_child("r1", "Queued")
+
+        report = system.report()
+
+        assert (report.state, report.started) == (EngineState.RUNNING, instants.of(self.AT))
+
+    def test_a_step_that_failed_before_it_started_and_waits_again_is_queued(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        plane.move_child(plane.add_child("r1", "Queued"), "Failed")
+        plane.add_child("r1", "Queued")
+
+        report = system.report()
+
+        assert (report.state, report.started) == (EngineState.QUEUED, None)
+        assert report.status == "Running, step score: Failed, step score: Queued, nodes: none"
+
+    @pytest.mark.parametrize(
+        ("text", "moment"),
+        [
+            ("2026-01-05T06:07:08.910111Z", AT),
+            ("2026-01-05T06:07:08.9101112+00:00", AT),
+            ("2026-01-05T07:07:08.910111+01:00", AT),
+            ("2026-01-05T06:07:08", AT.replace(microsecond=0)),
+        ],
+    )
+    def test_a_start_is_read_in_whatever_form_it_is_written(
+        self, system: System, plane: ControlPlane, text: str, moment: datetime
+    ) -> None:
+        step = {"runId": "s", "displayName": "score", "status": "Running", "startTimeUtc": text}
+        plane.fault(path="/children", status=200, body={"value": [step]})
+
+        assert system.report().started == instants.of(moment)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            ["r1"],
+            {"value": ["r1"]},
+            {"value": [{"runId": "s"}]},
+            {"value": [{"runId": "s", "status": "Running", "startTimeUtc": "today"}]},
+            {"value": [{"runId": "s", "status": "Running", "startTimeUtc": 5}]},
+            "<html>",
+        ],
+    )
+    def test_a_history_of_another_form_leaves_the_jobs_own_status(
+        self, system: System, plane: ControlPlane, body: Any
+    ) -> None:
+        plane.fault(path="/children", status=200, body=body)
+
+        report = system.report()
+
+        assert (report.state, report.started) == (EngineState.RUNNING, None)
+        assert report.status == "Running, nodes: none"
+
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"status": 403}, {"drop": True}])
+    def test_a_history_that_cannot_be_read_is_asked_once_and_leaves_the_jobs_own_status(
+        self,
+        system: System,
+        plane: ControlPlane,
+        caplog: pytest.LogCaptureFixture,
+        fault: dict[str, Any],
+    ) -> None:
+        plane.add_child("r1", "Queued")
+        system.report()
+        lost = plane.fault(path="/children", times=None, **fault)
+
+        with caplog.at_level("INFO", "scoring.azure_ml"):
+            report = system.report()
+
+        assert (report.state, report.started) == (EngineState.RUNNING, None)
+        assert report.status == "Running, nodes: none"
+        assert lost.hits == 1
+        assert [(r.message, r.levelname) for r in caplog.records] == [("azure_ml.no_steps", "INFO")]
+
+    def test_what_keeps_the_cluster_from_having_nodes_is_named(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        plane.add_child("r1", "Queued")
+        problem = "The specified subscription has a total vCPU quota of 0."
+        errors = (("ClusterMinNodesExceedCoreQuota", problem), ("ClusterCoreQuotaReached", ""))
+        plane.set_cluster("scoring", target=4, errors=errors)
+
+        assert system.report().status == (
+            "Running, step score: Queued, nodes: none, cluster errors:"
+            f" ClusterMinNodesExceedCoreQuota: {problem}; ClusterCoreQuotaReached"
+        )
+
+    def test_what_kept_the_cluster_from_being_made_is_named(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        plane.add_child("r1", "Queued")
+        error = {"error": {"code": "SubnetFull", "message": "The subnet has no\naddress left."}}
+        plane.computes["scoring"].properties["provisioningErrors"] = [error, error]
+
+        assert system.report().status.endswith(
+            "nodes: none, cluster errors: SubnetFull: The subnet has no address left."
+        )
+
+    def test_a_cluster_that_is_resizing_tells_to_how_many_nodes(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        plane.add_child("r1", "Queued")
+        plane.set_cluster("scoring", nodes=("preparing",), target=4)
+
+        assert system.report().status == (
+            "Running, step score: Queued, nodes: 1 preparing, cluster resizing to 4 nodes"
+        )
+
+    @pytest.mark.parametrize("body", [["r1"], {"value": []}, {"properties": 5}, "<html>"])
+    def test_a_cluster_of_another_form_leaves_the_state_of_the_step(
+        self, system: System, plane: ControlPlane, body: Any
+    ) -> None:
+        plane.add_child("r1", "Queued")
+        plane.fault(path="/computes/", status=200, body=body)
+
+        report = system.report()
+
+        assert report.state == EngineState.QUEUED
+        assert report.status == "Running, step score: Queued"
+
+    def test_a_cluster_that_does_not_answer_is_asked_once(
+        self, system: System, plane: ControlPlane
+    ) -> None:
+        lost = plane.fault(path="/computes/", status=503, times=None)
+
+        assert system.report().status == "Running"
+        assert lost.hits == 1
 
 
 class TestFailure:
@@ -670,69 +853,55 @@ class TestCancel:
         assert system.plane.jobs["r1"].status == "CancelRequested"
 
 
-class TestDeadline:
-    def test_a_job_over_its_deadline_is_canceled_and_has_failed(self, system: System) -> None:
+class TestCancelBeforeSubmit:
+    def test_a_run_that_was_canceled_gets_no_job(self, system: System) -> None:
+        system.engine.cancel("r1")
+
         system.submitted()
-        system.plane.set_status("r1", "Preparing")
-        system.now += DEADLINE + timedelta(minutes=1)
 
-        report = system.report()
-
-        assert report.state == EngineState.FAILED
-        assert "deadline" in report.cause
-        assert "2:00:00" in report.cause
-        assert "Preparing" in report.cause
-        assert system.plane.jobs["r1"].status == "CancelRequested"
-
-    def test_a_job_within_its_deadline_goes_on(self, system: System) -> None:
-        system.submitted()
-        system.now += DEADLINE - timedelta(minutes=1)
-
-        assert system.report().state == EngineState.QUEUED
-        assert system.plane.jobs["r1"].cancels == 0
-
-    def test_a_job_that_ended_at_last_is_not_too_late(self, system: System) -> None:
-        system.submitted()
-        system.plane.set_status("r1", "Completed")
-        system.now += 2 * DEADLINE
-
-        assert system.report().state == EngineState.COMPLETED
-
-    def test_a_job_that_is_found_canceled_over_its_deadline_has_failed_by_it(
-        self, system: System
-    ) -> None:
-        # By a look that could not write down what it had done.
-        system.submitted()
-        system.now += DEADLINE + timedelta(minutes=1)
-        system.report()
-        system.plane.set_status("r1", "Canceled")
-
-        report = system.report()
-
-        assert report.state == EngineState.FAILED
-        assert report.cause == "not done within 2:00:00: canceled at the deadline"
-
-    def test_a_job_that_is_found_canceled_within_its_deadline_was_canceled(
-        self, system: System
-    ) -> None:
-        system.submitted()
-        system.plane.set_status("r1", "Canceled")
-        system.now += DEADLINE - timedelta(minutes=1)
-
+        assert system.plane.jobs == {}
         assert system.report().state == EngineState.CANCELED
 
-    def test_a_deadline_that_the_service_did_not_hear_of_is_told_it_again(
+    def test_a_cancel_that_arrives_while_the_job_is_made_stops_it(self, system: System) -> None:
+        workspace = system.plane.service.workspace
+        strict, asked = workspace.check, list[str]()
+        assert strict
+
+        def cancel_meanwhile(method: str, path: str, version: str, body: object) -> list[str]:
+            if method == "PUT" and path.endswith("/jobs/r1") and not asked:
+                asked.extend(system.requests(partial(system.new_engine().cancel, "r1")))
+            return strict(method, path, version, body)
+
+        workspace.check = cancel_meanwhile
+        system.submitted()
+
+        assert asked.count("POST /jobs/r1/cancel") == 2
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+
+    def test_a_cancel_that_does_not_see_the_job_yet_looks_again_after_its_mark(
         self, system: System
     ) -> None:
         system.submitted()
-        system.now += 2 * DEADLINE
-        system.plane.fault(path=CANCEL, drop=True)
+        unseen = system.plane.fault(path=CANCEL, status=404)
 
-        with pytest.raises(Transient):
-            system.report()
+        system.engine.cancel("r1")
 
-        assert system.report().state == EngineState.FAILED
-        assert system.plane.jobs["r1"].cancels == 1
+        assert unseen.hits == 1
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+
+    def test_a_job_of_a_canceled_run_whose_submit_lost_its_answer_is_stopped(
+        self, system: System
+    ) -> None:
+        system.engine.cancel("r1")
+        mark = system.blobs.read("runs/r1/azure-ml.json")[0]
+        system.blobs.delete("runs/r1/azure-ml.json")
+        order = system.submitted()
+        system.blobs.write("runs/r1/azure-ml.json", mark)
+
+        system.engine.submit(order)
+
+        assert system.plane.jobs["r1"].status == "CancelRequested"
+        assert system.report().status.startswith("CancelRequested")
 
 
 class TestAnotherWorkspace:
@@ -742,7 +911,7 @@ class TestAnotherWorkspace:
     def moved(self, system: System) -> AzureMLEngine:
         """Give an engine whose setting names a workspace that is not there."""
         elsewhere = Workspace(f"{system.plane.workspace_id}2", wait=0)
-        return AzureMLEngine(elsewhere, system.blobs, DEADLINE)
+        return AzureMLEngine(elsewhere, system.blobs)
 
     def test_a_run_is_no_second_job_there(self, system: System, moved: AzureMLEngine) -> None:
         order = system.submitted()
@@ -933,8 +1102,11 @@ def _patiently(ask: Callable[[], object]) -> object:
 
 
 @pytest.mark.parametrize("seed", sample_of(3))
-def test_in_chaos_every_run_is_one_job(system: System, seed: int) -> None:
+def test_in_chaos_every_run_is_at_most_one_job_and_no_cancel_is_lost(
+    system: System, seed: int
+) -> None:
     engines = [system.new_engine(retries=retries) for retries in (0, 1, 4)]
+    canceled: set[str] = set()
     kinds = ("429", "503", "drop", "lose_answer", "delay")
     system.plane.chaos(seed, 0.3, kinds, path="/(jobs|models)/")
     chance = [random.Random(f"{seed} {thread}") for thread in range(10)]
@@ -946,18 +1118,20 @@ def test_in_chaos_every_run_is_one_job(system: System, seed: int) -> None:
             match mine.choice(("submit", "submit", "poll", "cancel")):
                 case "submit":
                     _patiently(partial(engine.submit, order_of(run_id)))
-                    assert run_id in system.plane.jobs
+                    assert _patiently(partial(engine.poll, run_id))
                 case "poll":
                     _patiently(partial(engine.poll, run_id))
                 case _:
                     _patiently(partial(engine.cancel, run_id))
+                    canceled.add(run_id)
 
     _at_once(10, work)
 
     jobs = system.plane.jobs
     assert len(system.plane.thrown) > 10
     assert sorted(system.plane.created_jobs) == sorted(jobs)
-    assert {job.accepted for job in jobs.values()} == {1}
+    assert {job.accepted for job in jobs.values()} <= {1}
+    assert [name for name in canceled & jobs.keys() if not jobs[name].cancels] == []
 
 
 START = datetime(2026, 1, 5, tzinfo=UTC)

@@ -39,7 +39,7 @@ from scoring.readings import EventBatch, Partition
 from scoring.runs import RunState
 from scoring.settings import Settings
 from tests.adapters.engines import order_of
-from tests.azure_ml.harness import CALM_SDK, DEADLINE, control_plane, workspace_of
+from tests.azure_ml.harness import CALM_SDK, control_plane, workspace_of
 from tests.azure_ml.plane import ControlPlane, Fault
 from tests.azure_ml.workspace import PRINCIPAL
 from tests.servers import azurite, azurite_program
@@ -129,7 +129,7 @@ class TestPublish:
     ) -> None:
         assert kinds(made(plane, blobs)) == STEPS
 
-        engine = AzureMLEngine(workspace_of(plane), blobs, DEADLINE)
+        engine = AzureMLEngine(workspace_of(plane), blobs)
         engine.submit(order_of("r1"))
         (version,) = versions(plane)[PIPELINE]
         pipeline = plane.components[PIPELINE, version].id
@@ -499,7 +499,7 @@ class TestResources:
         # Of the job alone it would not be heard: it is a pipeline component's step that runs.
         assert _step(plane, blobs)["identity"] == {"identity_type": "Managed"}
         assert Publication.read(blobs).by_identity
-        AzureMLEngine(workspace_of(plane), blobs, DEADLINE).submit(order_of("r1"))
+        AzureMLEngine(workspace_of(plane), blobs).submit(order_of("r1"))
         assert plane.jobs["r1"].properties["identity"] == {"identityType": "Managed"}
 
     def test_a_key_that_was_rotated_is_put_into_the_datastore(

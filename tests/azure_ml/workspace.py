@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.azure_ml.answers import Answer, ServiceError, not_found, refuse
+from tests.azure_ml.clusters import ClusterState
 from tests.azure_ml.identity import API_HOST, AZURE_ML, TENANT, Tokens
 from tests.azure_ml.jobs import Job, Jobs
 from tests.azure_ml.operations import Operations
@@ -85,8 +86,8 @@ class Workspace:
             "(datastores|computes|batchEndpoints)",
             f"/batchEndpoints/{_NAME}/deployments",
         )
-        self.nodes: dict[str, tuple[str, ...]] = {}
-        """What the nodes of a cluster do: a test says."""
+        self.clusters: dict[str, ClusterState] = {}
+        """How clusters stand, by name: a test says; by default, scaled to zero."""
         self._routes: list[tuple[str, str, Callable[..., Answer]]] = [
             ("GET", "", self._workspace),
             ("GET", f"/{plain}", self._list),
@@ -164,14 +165,22 @@ class Workspace:
 
     def _list(self, call: Call, kind: str) -> Answer:
         with self.lock:
-            items = [item.rest() for item in self.kinds[kind].items.values()]
+            items = [self._shown(item) for item in self.kinds[kind].items.values()]
         if call.query.get("isDefault", "").lower() == "true":
             items = [item for item in items if item["properties"].get("isDefault")]
         return Answer(body={"value": items})
 
     def _get(self, _: Call, kind: str, name: str) -> Answer:
         with self.lock:
-            return Answer(body=self.kinds[kind].get(name).rest())
+            return Answer(body=self._shown(self.kinds[kind].get(name)))
+
+    def _shown(self, resource: Resource) -> dict[str, Any]:
+        shown = resource.rest()
+        if resource.properties.get("computeType") == "AmlCompute":
+            state = self.clusters.get(resource.name, ClusterState())
+            inner = shown["properties"].get("properties") or {}
+            shown["properties"]["properties"] = inner | state.rest()
+        return shown
 
     def _put_datastore(self, call: Call, kind: str, name: str) -> Answer:
         with self.lock:
@@ -197,7 +206,7 @@ class Workspace:
     def _list_nodes(self, _: Call, name: str) -> Answer:
         with self.lock:
             stored = self.kinds["computes"].get(name)
-            states = self.nodes.get(stored.name, ())
+            states = self.clusters.get(stored.name, ClusterState()).nodes
             nodes = [{"nodeId": f"n{n}", "nodeState": state} for n, state in enumerate(states)]
         return Answer(body={"nodes": nodes})
 

@@ -154,6 +154,54 @@ def test_a_size_that_cannot_do_it_has_its_reason_below_the_table(plan: Plan, pri
     assert plan(*options, "--json").json["sizes"][0]["scale_to_zero"] is None
 
 
+def test_a_schedule_that_cannot_keep_up_is_a_warning(plan: Plan) -> None:
+    outcome = plan("--every", "5min")
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert (
+        "warning: a run every 5 min cannot keep up if the cluster scales to zero: a run takes at"
+        " least 6.5 min on any number of nodes (node start 5 min, job overhead 90 s, scoring 1 s),"
+        " and runs pile up; run every 7 min or less often, or keep nodes warm (azure-ml publish"
+        " --min-nodes)"
+    ) in outcome.out
+    assert "kept warm: 62.05 USD a month" in outcome.out
+
+
+def test_a_schedule_that_no_size_keeps_up_with_has_no_cheapest_and_says_what_would_do(
+    plan: Plan, prices: Path
+) -> None:
+    options = ("--prices", prices, "--rows-per-second", "100", "--max-nodes", "2")
+    outcome, document = plan(*options), plan(*options, "--json").json
+
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "cheapest:" not in outcome.out
+    assert document["cheapest"] is None
+    to_zero, warm = document["warnings"]
+    assert {"code": "cannot_keep_up", "mode": "warm", "size": "large", "nodes": 2}.items() <= (
+        warm.items()
+    )
+    # 75 parts of 1 + 200 s on 16 cores, and one part more: 942 + 201 s.
+    assert warm["run_seconds"] == pytest.approx(90 + 75 * 201 / 16 + 201)
+    assert (warm["interval_seconds"], warm["enough_nodes"]) == (900, 4)
+    assert to_zero["mode"] == "scale_to_zero"
+    for warning in document["warnings"]:
+        assert f"warning: {warning['text']}" in outcome.out
+    assert "allow 4 nodes (--max-nodes)" in warm["text"]
+
+
+def test_a_schedule_that_keeps_up_has_no_warnings(plan: Plan) -> None:
+    assert plan("--json").json["warnings"] == []
+    assert "warning" not in plan().out
+
+
+def test_what_no_size_keeps_up_with_cannot_be_drawn(plan: Plan, tmp_path: Path) -> None:
+    path = tmp_path / "cost.png"
+    options = ("--rows-per-second", "50", "--max-nodes", "1", "--plot", path)
+
+    assert "no size can do it" in plan(*options).error()
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("ending", ["png", "PNG", "svg"])
 def test_the_plot_is_a_picture_of_its_kind(
     plan: Plan, tmp_path: Path, prices: Path, ending: str
@@ -236,7 +284,10 @@ def test_low_priority_without_such_prices_is_one_line(plan: Plan, prices: Path) 
         (["--finish-within", "1min"], "no size can do it; Standard_F32s_v2, scaled to zero: 390 s"),
         (["--rows-per-second", "0"], "rows_per_second is 0.0 and must be a number above 0"),
         (["--rows-per-second", "nan"], "rows_per_second is nan"),
-        (["--rows-per-second", "50", "--max-nodes", "1"], "even with 1 a run takes"),
+        (
+            ["--finish-within", "3min", "--max-nodes", "1", "--rows-per-second", "500"],
+            "even with 1 a run takes",
+        ),
         (["--windows-per-hour", "-1"], "windows_per_hour is -1.0"),
         (["--part-seconds", "inf"], "part_seconds is inf"),
         (["--billed-startup", "6min"], "billed_startup is more than startup"),

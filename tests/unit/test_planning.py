@@ -20,6 +20,7 @@ from scoring.planning import (
     Speed,
     Timing,
     cheapest,
+    overruns,
 )
 
 SMALL = NodeSize(name="small", cores=2, memory_gb=4, price_per_hour=0.085)
@@ -129,6 +130,86 @@ def test_cost_grows_with_the_devices(planner: Planner, size: NodeSize, more: int
             continue
         assert few.nodes <= many.nodes
         assert few.cost_per_month <= many.cost_per_month * (1 + 1e-12)
+
+
+def test_a_schedule_that_leaves_no_time_for_the_start_up_cannot_keep_up_scaled_to_zero() -> None:
+    often = replace(PLANNER, demand=replace(DEMAND, interval=300, finish_within=300))
+
+    (overrun,) = overruns(often, [SMALL, LARGE])
+
+    # 300 s of start-up, 90 s of overhead and one part of 1.1 s, on however many nodes.
+    assert (overrun.mode, overrun.nodes, overrun.enough_nodes) == (Mode.TO_ZERO, None, None)
+    assert (overrun.startup, overrun.overhead, overrun.scoring) == (300, 90, near(1.1))
+    assert (overrun.run_seconds, overrun.interval) == (near(391.1), 300)
+    assert overrun.enough_interval == 420
+    assert overrun.warm_keeps_up
+
+
+def test_a_schedule_that_the_nodes_cannot_keep_up_with_tells_how_many_do() -> None:
+    few = replace(HEAVY, max_nodes=2)
+
+    to_zero, warm = overruns(few, [SMALL])
+
+    # 3,750 core-seconds on 4 cores: 937.5 s, and 5 s of one part.
+    assert (to_zero.run_seconds, warm.run_seconds) == (near(1_332.5), near(1_032.5))
+    assert (to_zero.enough_nodes, warm.enough_nodes) == (4, 3)
+    assert not to_zero.warm_keeps_up
+    # More rows arrive than 4 cores score: 3,750 core-seconds every 900 s.
+    assert to_zero.enough_interval is warm.enough_interval is None
+
+
+def test_a_longer_interval_helps_where_nodes_score_more_than_arrives() -> None:
+    few = replace(HEAVY, max_nodes=3)
+
+    (overrun,) = overruns(few, [SMALL])
+
+    # 6 cores need 0.694 s for the rows of a second, and 208.3 s for one window of each sensor:
+    # (395 + 208.3) / (1 - 0.694) = 1,974.5 s.
+    assert (overrun.mode, overrun.enough_interval) == (Mode.TO_ZERO, 33 * 60)
+    assert overrun.warm_keeps_up
+
+
+def test_a_run_that_only_misses_its_own_limit_keeps_up() -> None:
+    hurried = replace(PLANNER, demand=replace(DEMAND, finish_within=60))
+
+    assert hurried.plan(SMALL).to_zero is None
+    assert overruns(hurried, [SMALL]) == ()
+
+
+def test_one_size_that_keeps_up_is_enough() -> None:
+    few = replace(HEAVY, max_nodes=1)
+
+    assert [one.size for one in overruns(few, [SMALL])] == [SMALL, SMALL]
+    assert overruns(few, [SMALL, LARGE]) == ()
+
+
+@given(planners(), sizes, st.sampled_from([None, 1, 3, 20]), st.floats(0.05, 1))
+def test_what_an_overrun_says_is_enough_is_enough(
+    planner: Planner, size: NodeSize, max_nodes: int | None, share: float
+) -> None:
+    # Without a limit of their own, runs fail their limit where they cannot keep up.
+    interval = max(3600 / planner.demand.windows_per_hour, share * planner.demand.interval)
+    demand = replace(planner.demand, interval=interval, finish_within=interval)
+    planner = replace(planner, demand=demand, max_nodes=max_nodes)
+    plan = planner.plan(size)
+
+    late = overruns(planner, [size])
+
+    assert [one.mode for one in late] == [mode for mode in Mode if plan.estimate(mode) is None]
+    for one in late:
+        assert one.run_seconds >= interval * (1 - 1e-9)
+        if one.enough_nodes:
+            more = replace(planner, max_nodes=one.enough_nodes)
+            assert more.keeps_up(size, one.mode)
+            assert (
+                not replace(planner, max_nodes=one.enough_nodes - 1 or None).keeps_up(
+                    size, one.mode
+                )
+                or one.enough_nodes == 1
+            )
+        if one.enough_interval:
+            longer = replace(demand, interval=one.enough_interval)
+            assert replace(planner, demand=longer).keeps_up(size, one.mode)
 
 
 @given(planners(), sizes, st.floats(0.3, 1))

@@ -209,19 +209,52 @@ class TestInvalidParts:
         if damage == "missing":
             Path(path).unlink()
 
+        with pytest.raises(InvalidPart, match="part-00007") as error:
+            job.run([path])
+
+        text = " ".join(f"InvalidPart: {error.value}".split())
+        assert stored(tmp_path) == {"part-00007.error": text.encode()}
+
+    def test_parts_before_an_unreadable_one_are_done_and_those_after_it_are_not_reached(
+        self, job: ModuleType, tmp_path: Path
+    ) -> None:
+        good = stage(tmp_path, "a.parquet", write_table(part("d0")))
+        bad = stage(tmp_path, "b.parquet", b"")
+        other = stage(tmp_path, "c.parquet", b"")
+
+        with pytest.raises(InvalidPart, match=r"b\.parquet"):
+            job.run([good, bad, other])
+
+        assert sorted(stored(tmp_path)) == ["a.parquet", "b.error"]
+
+    def test_why_a_part_was_not_scored_is_one_line_of_bounded_length(
+        self, job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            message = "no\r\n  memory \ud800 für " + "x" * 5000
+            raise MemoryError(message)
+
+        monkeypatch.setattr(score, "score_part", refuse)
+        path = stage(tmp_path, "part-00007.parquet", write_table(part("d0")))
+
+        with pytest.raises(MemoryError):
+            job.run([path])
+
+        text = stored(tmp_path)["part-00007.error"].decode()
+        assert text.startswith("MemoryError: no memory ? für xxx")
+        assert (len(text), text.splitlines()) == (1000, [text])
+
+    def test_a_reason_that_cannot_be_kept_does_not_hide_the_error(
+        self, job: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = stage(tmp_path, "part-00007.parquet", b"")
+        (tmp_path / "predictions" / "part-00007.error").mkdir()
+
         with pytest.raises(InvalidPart, match="part-00007"):
             job.run([path])
 
-        assert stored(tmp_path) == {}
-
-    def test_parts_before_an_unreadable_one_are_done(self, job: ModuleType, tmp_path: Path) -> None:
-        good = stage(tmp_path, "a.parquet", write_table(part("d0")))
-        bad = stage(tmp_path, "b.parquet", b"")
-
-        with pytest.raises(InvalidPart, match=r"b\.parquet"):
-            job.run([good, bad])
-
-        assert list(stored(tmp_path)) == ["a.parquet"]
+        (record,) = [r for r in caplog.records if r.message == "score.no_error_file"]
+        assert record.__dict__["part"] == "part-00007.parquet"
 
     def test_a_prediction_part_that_cannot_be_written_is_an_error(
         self, job: ModuleType, tmp_path: Path
@@ -356,3 +389,5 @@ class TestUnderTheLocalEngine:
         assert report
         assert report.state == EngineState.FAILED
         assert "failed after 3 attempts: InvalidPart: part-00001.parquet" in report.cause
+        text, _ = blobs.read("predictions/r1/part-00001.error")
+        assert text.startswith(b"InvalidPart: part-00001.parquet")

@@ -26,7 +26,10 @@ PIPELINE = "score_fleet_pipeline"
 _ROOT = Path(scoring.__file__).parent
 _JOB = _ROOT / "job"
 _IMAGE = _JOB / "environment"
-_CORE = ("__init__", "detectors", "errors", "instants", "libsvm", "predictions", "processes")
+_CORE = (
+    *("__init__", "detectors", "errors", "instants", "libsvm", "predictions", "processes"),
+    "runs",
+)
 _PACKAGE = "fleet"
 _DIGITS = 16
 """Hexadecimal digits of a digest that make a version."""

@@ -1,21 +1,15 @@
 """The engine: one job a run, by the run's own name."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
 from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
+from scoring.adapters.azure_ml.clusters import describe_cluster
 from scoring.adapters.azure_ml.fleets import register_fleet
-from scoring.adapters.azure_ml.history import RunHistory
-from scoring.adapters.azure_ml.publication import (
-    FLEET,
-    Publication,
-    check_run,
-    datastore_path,
-    mark_run,
-)
+from scoring.adapters.azure_ml.history import WAITING, RunHistory, StepRun
+from scoring.adapters.azure_ml.marks import check_run, mark_canceled, mark_refused, mark_run
+from scoring.adapters.azure_ml.publication import FLEET, Publication, datastore_path
 from scoring.adapters.azure_ml.workspace import SETTING, Workspace
 from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
@@ -30,7 +24,7 @@ log = logging.getLogger("scoring.azure_ml")
 
 EXPERIMENT = "fleet-scoring"
 
-_WAITING = frozenset({"NotStarted", "Queued", "Starting", "Provisioning", "Preparing"})
+_RUNNING = "Running"
 _ENDED = {
     "Completed": EngineState.COMPLETED,
     "Failed": EngineState.FAILED,
@@ -39,36 +33,25 @@ _ENDED = {
 _POLL = 10.0
 """Seconds between two looks at a job: it takes minutes, and the service counts requests."""
 
+_STEPS = 3
+"""Runs of steps that a status names: there is one, unless the step was retried."""
+
 _TAGS = ("run", "input", "fleet")
 
 
 class AzureMLEngine:
-    """Implements `ports.Engine`: submits to the published pipeline, never two jobs for one run.
+    """Implements `ports.Engine`: submits to the published pipeline, never two jobs for one run."""
 
-    Parameters
-    ----------
-    deadline
-        A job that is not done so long after it was submitted is canceled and has failed.
-    clock
-        Gives the time, aware.
-    """
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        blobs: Blobs,
-        deadline: timedelta,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, workspace: Workspace, blobs: Blobs) -> None:
         self._workspace = workspace
         self._blobs = blobs
-        self._deadline = deadline
-        self._clock = clock
         self._history = RunHistory(workspace)
         self._registered: set[str] = set()
 
     def submit(self, order: ScoringOrder) -> None:
         """Start the run's job, or do nothing if there is one already.
+
+        A run that was canceled before gets no job, and has ended as canceled.
 
         Raises
         ------
@@ -83,7 +66,12 @@ class AzureMLEngine:
         self._register(order.fleet_version)
         job = self._job(order, publication)
         # Before anybody can have accepted it: then no setting makes a second job of the run.
-        mark_run(self._blobs, order.run_id, self._workspace.id)
+        mark = mark_run(self._blobs, order.run_id, self._workspace.id)
+        if mark.canceled:
+            # There may be a job all the same: of a submit whose answer was lost.
+            if not self._stop(order.run_id):
+                mark_refused(self._blobs, order.run_id, self._workspace.id)
+            return
         try:
             self._ask(order.run_id, lambda client: client.jobs.create_or_update(job))
         except Transient:
@@ -93,48 +81,69 @@ class AzureMLEngine:
             # version may have been published since the answer to the first submit was lost.
             if not self._is_accepted(order):
                 raise
+        # Whoever canceled the run before there was a job has marked it, and looks for a job again
+        # after that: one of the two sees what the other did.
+        newest = check_run(self._blobs, order.run_id, self._workspace.id)
+        if newest and newest.canceled:
+            self._stop(order.run_id)
 
     def poll(self, run_id: str) -> EngineReport | None:
-        """Tell how far the job is; one that is over its deadline is canceled and has failed."""
+        """Return how far the job is.
+
+        A pipeline job is ``Running`` as soon as the service works on it, also while its step waits
+        for nodes. The report is `QUEUED` until the step itself has started; its status then names
+        the step's own status and how the cluster stands. If run history or the cluster cannot be
+        read, the job's own status decides: `RUNNING`, with `started` unknown.
+        """
         job = self._find(run_id)
         if job is None:
-            return None
+            mark = check_run(self._blobs, run_id, self._workspace.id)
+            return EngineReport(EngineState.CANCELED) if mark and mark.refused else None
         status, link = _status(job), job.studio_url or ""
         if (state := _ENDED.get(status)) is None:
             return self._open(run_id, job, status, link)
-        if state == EngineState.CANCELED and self._is_late(job):
-            # By the look that found it late, if that one could not say so.
-            cause = f"not done within {self._deadline}: canceled at the deadline"
-            return EngineReport(EngineState.FAILED, cause, status=status, link=link)
         if state != EngineState.FAILED:
             return EngineReport(state, status=status, link=link)
         cause, logs = self._history.failure(run_id)
         return EngineReport(state, cause, status=status, link=link, logs=logs)
 
     def cancel(self, run_id: str) -> None:
-        """Stop the job; nothing happens if it is unknown or has ended.
+        """Stop the job; nothing happens if it has ended.
+
+        For a run without a job the request is kept: another process may be about to submit it.
 
         Raises
         ------
         Conflict, Misconfigured
             Another workspace has the job, or there is no workspace.
         """
+        if self._stop(run_id):
+            return
+        self._check_unknown(run_id)
+        mark_canceled(self._blobs, run_id, self._workspace.id)
+        # A job that was made before the mark could be seen.
+        self._stop(run_id)
+
+    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
+        """Wait for as long as is proper between two looks at a job, and look at it."""
+        sleep(max(timeout, _POLL))
+        return self.poll(run_id)
+
+    def _stop(self, run_id: str) -> bool:
+        """Have the job canceled unless it has ended; False if there is none."""
         try:
             # Who polls sees it end: no thread has to wait for that.
             self._ask(run_id, lambda client: client.jobs.begin_cancel(run_id, polling=False))
         except NotFound:
-            self._check_unknown(run_id)
+            return False
         except Transient:
             raise
         except ScoringError:
             job = self._find(run_id)
             if job is not None and _status(job) not in _ENDED:
                 raise
-
-    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
-        """Wait for as long as is proper between two looks at a job, and look at it."""
-        sleep(max(timeout, _POLL))
-        return self.poll(run_id)
+            return job is not None
+        return True
 
     def _publication(self) -> Publication:
         publication = Publication.read(self._blobs)
@@ -154,33 +163,38 @@ class AzureMLEngine:
         self._registered.add(fleet_version)
 
     def _open(self, run_id: str, job: "Job", status: str, link: str) -> EngineReport:
-        if self._is_late(job):
-            self.cancel(run_id)
-            cause = f"not done within {self._deadline}: canceled at the deadline, it was {status}"
-            return EngineReport(EngineState.FAILED, cause, status=status, link=link)
-        state = EngineState.QUEUED if status in _WAITING else EngineState.RUNNING
-        return EngineReport(state, status=f"{status}{self._nodes(job)}", link=link)
+        # A job that waits has no steps yet.
+        steps = [] if status in WAITING else self._steps(run_id)
+        waits = status in WAITING or (
+            status == _RUNNING and steps is not None and not any(s.has_started for s in steps)
+        )
+        started = [step.started for step in steps or () if step.started is not None]
+        return EngineReport(
+            EngineState.QUEUED if waits else EngineState.RUNNING,
+            status=", ".join([status, *_described(steps or ()), *self._nodes(job)]),
+            link=link,
+            started=min(started, default=None),
+        )
 
-    def _is_late(self, job: "Job") -> bool:
-        created = job.creation_context.created_at if job.creation_context else None
-        return created is not None and self._clock() - _utc(created) > self._deadline
+    def _steps(self, run_id: str) -> list[StepRun] | None:
+        """Return the runs of the job's steps; None if they cannot be read."""
+        try:
+            return self._history.steps(run_id)
+        except ScoringError as error:
+            # The job counts, and it was found.
+            log.info("azure_ml.no_steps", extra={"run": run_id, "cause": str(error)})
+            return None
 
-    def _nodes(self, job: "Job") -> str:
-        """Tell what the cluster's nodes do, such as ``, nodes: 1 preparing, 2 running``."""
+    def _nodes(self, job: "Job") -> list[str]:
+        """Return how the job's cluster stands, or nothing if it cannot be read."""
         settings = getattr(job, "settings", None)
         cluster = str(getattr(settings, "default_compute", None) or "").rpartition("/")[2]
         try:
-            nodes = self._workspace.ask(
-                f"nodes of cluster {cluster}", lambda ml: list(ml.compute.list_nodes(cluster))
-            )
+            return [describe_cluster(self._workspace, cluster)]
         except ScoringError as error:
-            # It is the job that matters, and that one was found.
+            # The job counts, and it was found.
             log.info("azure_ml.no_nodes", extra={"cluster": cluster, "cause": str(error)})
-            return ""
-        # The package (1.35) leaves the name as the service has it, and its own empty.
-        states = Counter(vars(node).get("nodeState") or node.node_state for node in nodes)
-        counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
-        return f", nodes: {counted or 'none'}"
+            return []
 
     def _job(self, order: ScoringOrder, publication: Publication) -> "PipelineJob":
         # The package is heavy, and it is here once somebody was connected.
@@ -251,5 +265,5 @@ def _status(job: "Job") -> str:
     return str(getattr(job.status, "value", job.status))
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _described(steps: Sequence[StepRun]) -> list[str]:
+    return [f"step {step.name}: {step.status}" for step in steps[:_STEPS]]

@@ -1,4 +1,4 @@
-"""Why a job failed: run history knows, the job itself does not.
+"""How a job's steps stand and why they failed: run history knows, the job itself does not.
 
 https://learn.microsoft.com/rest/api/azureml/ describes jobs; run history is the service behind
 the studio's pages and azure-ai-ml's own `jobs.stream`.
@@ -6,17 +6,15 @@ the studio's pages and azure-ai-ml's own `jobs.stream`.
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from azure.core import PipelineClient
 from azure.core.exceptions import AzureError
-from azure.core.pipeline.policies import (
-    BearerTokenCredentialPolicy,
-    RedirectPolicy,
-    RetryPolicy,
-)
-from azure.core.rest import HttpRequest, HttpResponse
+from azure.core.rest import HttpRequest
 
+from scoring import instants
+from scoring.adapters.azure_ml.rest import BRIEF, Client, connect, read_json
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.errors import NotFound, ScoringError, Transient
 from scoring.ports import LogTail
@@ -24,11 +22,14 @@ from scoring.ports import LogTail
 if TYPE_CHECKING:
     from azure.ai.ml.entities import Workspace as WorkspaceEntity
 
-    _Policy: TypeAlias = BearerTokenCredentialPolicy[HttpRequest, HttpResponse]
-
 log = logging.getLogger("scoring.azure_ml")
 
-_Client: TypeAlias = PipelineClient[HttpRequest, HttpResponse]
+WAITING = frozenset({"NotStarted", "Queued", "Starting", "Provisioning", "Preparing"})
+"""Statuses of jobs and of their steps before they run."""
+
+ENDED = frozenset({"Completed", "Failed", "Canceled"})
+"""Statuses after which no other one follows."""
+
 _Run = dict[str, Any]
 """As run history tells of it: ``runId``, ``displayName``, ``status``."""
 
@@ -54,12 +55,50 @@ _TELLING = ("error", "std_log", "stderr", "stdout", "user")
 """Parts of names of logs that say most, the best first."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """One run of a step of a job.
+
+    Attributes
+    ----------
+    started
+        When it began to run on its nodes, epoch microseconds UTC; None if it has not, or if run
+        history does not tell.
+    """
+
+    name: str
+    status: str
+    started: int | None = None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it runs, or ran."""
+        return self.started is not None or self.status not in WAITING | ENDED
+
+
 class RunHistory:
-    """What run history says of a failed job and its children."""
+    """What run history says of a job and its children."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._url = ""
+
+    def steps(self, name: str) -> list[StepRun]:
+        """Return the runs of the steps of a job: one for each step, and one more for each retry.
+
+        Only the first page of them is read. The request is not retried.
+
+        Raises
+        ------
+        ScoringError
+            Run history does not answer, or answers in an unknown form.
+        """
+        what = f"steps of job {name}"
+        try:
+            return self._workspace.ask(what, lambda _: self._steps(name))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            message = f"run history answered in an unknown form for {what}"
+            raise ScoringError(message) from error
 
     def failure(self, name: str) -> tuple[str, tuple[LogTail, ...]]:
         """Give the cause in one line, and the ends of the logs of what failed.
@@ -82,9 +121,13 @@ class RunHistory:
             log.warning("azure_ml.odd_history", extra={"run": name}, exc_info=error)
             return "failed; why could not be read: run history answers as it never did before", ()
 
+    def _steps(self, name: str) -> list[StepRun]:
+        with connect(self._workspace, _SCOPE, **BRIEF) as client:
+            page = self._get(client, f"runs/{name}/children")
+        return [_step(run) for run in page.get("value") or ()]
+
     def _explained(self, name: str) -> tuple[str, tuple[LogTail, ...]]:
-        token = BearerTokenCredentialPolicy(self._workspace.credential(), _SCOPE)
-        with self._client(token) as client:
+        with connect(self._workspace, _SCOPE) as client:
             failed = self._failed(client, {"runId": name})[:_CHILDREN]
             details = [(run, self._get(client, f"runs/{run['runId']}/details")) for run in failed]
         causes = [f"{_title(run)}: {text}" for run, one in details if (text := _message(one))]
@@ -92,19 +135,19 @@ class RunHistory:
 
     def _logs(self, details: list[tuple[_Run, dict[str, Any]]]) -> Iterator[LogTail]:
         # Their addresses are signed: a token besides would be refused.
-        with self._client(retry_total=1) as client:
+        with connect(self._workspace, retry_total=1) as client:
             for run, one in details:
                 for file, url in _most_telling(one.get("logFiles") or {})[: _LOGS // len(details)]:
                     yield LogTail(f"{run['runId']}/{file}", _tail(client, url))
 
-    def _failed(self, client: _Client, run: _Run, depth: int = 0) -> list[_Run]:
+    def _failed(self, client: Client, run: _Run, depth: int = 0) -> list[_Run]:
         """Give the lowest runs that failed: the run itself where none below it did."""
         children = self._children(client, run["runId"]) if depth < _DEEPEST else ()
         below = [child for child in children if child.get("status") == _FAILED]
         leaves = [self._failed(client, child, depth + 1) for child in below[:_CHILDREN]]
         return [leaf for found in leaves for leaf in found] or [run]
 
-    def _children(self, client: _Client, name: str) -> Iterator[_Run]:
+    def _children(self, client: Client, name: str) -> Iterator[_Run]:
         parameters: dict[str, str] = {}
         while True:
             page = self._get(client, f"runs/{name}/children", **parameters)
@@ -114,9 +157,9 @@ class RunHistory:
                 return
             parameters = {"$continuationToken": token}
 
-    def _get(self, client: _Client, path: str, **parameters: str) -> dict[str, Any]:
+    def _get(self, client: Client, path: str, **parameters: str) -> dict[str, Any]:
         url = f"{self._history()}/history/v1.0{self._workspace.id}/{path}"
-        return _json(client.send_request(HttpRequest("GET", url, params=parameters)))
+        return read_json(client, url, **parameters)
 
     def _history(self) -> str:
         """Where run history is: the workspace's discovery document tells."""
@@ -128,24 +171,22 @@ class RunHistory:
             if found is None or not found.discovery_url:
                 message = f"the workspace {name} has no discovery URL"
                 raise NotFound(message)
-            with self._client() as client:
-                answer = client.send_request(HttpRequest("GET", found.discovery_url))
-                self._url = str(_json(answer)["history"]).rstrip("/")
+            with connect(self._workspace) as client:
+                self._url = str(read_json(client, found.discovery_url)["history"]).rstrip("/")
         return self._url
 
-    def _client(self, *more: "_Policy", **options: Any) -> _Client:
-        options = self._workspace.options | options
-        policies = [RedirectPolicy(), RetryPolicy(**options), *more]
-        return PipelineClient("", policies=policies, **options)
+
+def _step(run: _Run) -> StepRun:
+    status, started = str(run["status"]), run.get("startTimeUtc")
+    if not started or status in WAITING:
+        return StepRun(_title(run), status)
+    moment = datetime.fromisoformat(started)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return StepRun(_title(run), status, instants.of(moment))
 
 
-def _json(response: HttpResponse) -> dict[str, Any]:
-    response.raise_for_status()
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def _tail(client: _Client, url: str) -> str:
+def _tail(client: Client, url: str) -> str:
     """Read a log's end: Blob knows no range that counts from there, but it tells the length."""
     end = b""
     try:
@@ -163,7 +204,7 @@ def _tail(client: _Client, url: str) -> str:
     return end.decode(errors="replace")
 
 
-def _length(client: _Client, url: str) -> int:
+def _length(client: Client, url: str) -> int:
     """Give the length of a log in bytes; 0 where the server does not tell."""
     response = client.send_request(HttpRequest("HEAD", url))
     length = str(response.headers.get("Content-Length", ""))

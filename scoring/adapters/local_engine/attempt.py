@@ -7,10 +7,16 @@ from pathlib import Path
 from threading import Event
 
 from scoring.adapters.local_engine.run_folder import RunFolder
-from scoring.adapters.local_engine.workers import MiniBatch, ParallelSettings, Result, Workers
-from scoring.errors import EngineFailed
+from scoring.adapters.local_engine.workers import (
+    MiniBatch,
+    ParallelSettings,
+    Result,
+    Workers,
+    one_line,
+)
+from scoring.errors import EngineFailed, ScoringError
 from scoring.ports import Blobs, ScoringOrder
-from scoring.runs import fleet_prefix
+from scoring.runs import error_name, fleet_prefix
 from scoring.storage import storage_errors
 
 _log = logging.getLogger(__name__)
@@ -132,10 +138,13 @@ class Attempt:
             facts = {"run": self._order.run_id, "attempt": mini_batch.attempts, "cause": error}
             _log.warning("engine.mini_batch_failed", extra=facts)
             if mini_batch.attempts <= self._settings.max_retries:
+                # The next attempt may fail in another way, or at another part.
+                self._forget_errors(mini_batch)
                 return False
         self._upload(mini_batch)
         if error:
-            self._note_failure(mini_batch, result.rows, error)
+            failed = self._upload_errors(mini_batch, error)
+            self._note_failure(mini_batch, failed, result.rows, error)
         return True
 
     def _shortfall(self, mini_batch: MiniBatch, rows: int) -> str:
@@ -155,7 +164,41 @@ class Attempt:
                 self.parts_done += 1
         self._folder.note_progress(self.parts_done)
 
-    def _note_failure(self, mini_batch: MiniBatch, rows: int, error: str) -> None:
+    def _forget_errors(self, mini_batch: MiniBatch) -> None:
+        with storage_errors(self._predictions):
+            for part in mini_batch.parts:
+                (self._predictions / error_name(part)).unlink(missing_ok=True)
+
+    def _upload_errors(self, mini_batch: MiniBatch, error: str) -> list[str]:
+        """Store why parts of a mini-batch have no predictions; gives the parts that are at fault.
+
+        The entry script says which part failed: those after it were never reached. If it does
+        not, because it was killed or knows no error files, all parts without predictions have
+        failed with the mini-batch, and it is not known which of them is at fault.
+        """
+        missing = [part for part in mini_batch.parts if not (self._predictions / part).exists()]
+        told = {part: text for part in missing if (text := self._told(part))}
+        for part, text in (told or dict.fromkeys(missing, error)).items():
+            name = self._order.prediction_prefix + error_name(part)
+            try:
+                self._blobs.write(name, text.encode(errors="replace"))
+            except ScoringError as failure:
+                # What the mini-batch failed with counts for more.
+                facts = {"run": self._order.run_id, "part": part, "cause": str(failure)}
+                _log.warning("engine.no_error_file", extra=facts)
+        return list(told)
+
+    def _told(self, part: str) -> str:
+        """Return what the entry script wrote of a part that failed, one line; empty if nothing."""
+        try:
+            data = (self._predictions / error_name(part)).read_bytes()
+        except OSError:
+            return ""
+        return one_line(data.decode(errors="replace"))
+
+    def _note_failure(
+        self, mini_batch: MiniBatch, failed: list[str], rows: int, error: str
+    ) -> None:
         self._failed_parts += len(mini_batch.parts) - rows
         self._failed_mini_batches += 1
         rules = self._settings
@@ -164,7 +207,7 @@ class Attempt:
         ):
             attempts = mini_batch.attempts
             times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-            message = f"{mini_batch} failed after {times}: {error}"
+            message = f"{mini_batch.naming(failed)} failed after {times}: {error}"
             raise EngineFailed(message)
 
 

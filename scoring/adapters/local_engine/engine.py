@@ -3,13 +3,15 @@
 import atexit
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 
+from scoring import instants
 from scoring.adapters.local_engine.attempt import TICK, Attempt, Canceled, Closed, check_stop
 from scoring.adapters.local_engine.run_folder import RunFolder, clear_lost
 from scoring.adapters.local_engine.workers import ParallelSettings, describe
@@ -32,6 +34,8 @@ class LocalEngine:
     entry_script
         A Python file with the parallel job's ``init()`` and ``run(mini_batch)``, given the
         arguments of `scoring.job.score`. Its ``shutdown()`` is not called: workers are stopped.
+    clock
+        Returns the time, aware; for when a run began to score.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class LocalEngine:
         work_folder: Path,
         settings: ParallelSettings,
         entry_script: Path = SCORE,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._blobs = blobs
         self._work_folder = work_folder
         self._settings = settings
         self._entry_script = entry_script
+        self._clock = clock
         self._turn = Semaphore(1)
         self._closing = Event()
         self._threads: dict[str, Thread] = {}
@@ -53,6 +59,8 @@ class LocalEngine:
 
     def submit(self, order: ScoringOrder) -> None:
         """Start the run in the background, or do nothing if it runs or has ended, wherever.
+
+        A run that was canceled before ends as canceled at once.
 
         Raises
         ------
@@ -67,6 +75,12 @@ class LocalEngine:
         folder = self._folder(order.run_id)
         if not folder.take():
             return
+        if folder.cancel_requested():
+            try:
+                self._end(order, folder, EngineReport(EngineState.CANCELED))
+            finally:
+                folder.release()
+            return
         try:
             self._start(order, folder)
         except RuntimeError as error:
@@ -79,10 +93,13 @@ class LocalEngine:
         return self._folder(run_id).report()
 
     def cancel(self, run_id: str) -> None:
-        """Have the run stopped, whichever process runs it."""
+        """Have the run stopped, whichever process runs it.
+
+        For a run that is unknown the request is kept: another process may be about to submit it.
+        """
         folder = self._folder(run_id)
         report = folder.report()
-        if report and report.state in (EngineState.QUEUED, EngineState.RUNNING):
+        if report is None or report.state in (EngineState.QUEUED, EngineState.RUNNING):
             folder.request_cancel()
 
     def wait(self, run_id: str, timeout: float | None = None) -> EngineReport | None:
@@ -119,8 +136,7 @@ class LocalEngine:
         try:
             _shield_from_ctrl_c()
             if report := self._outcome(order, folder):
-                folder.end(report)
-                _log.info("engine.run_ended", extra={"run": order.run_id, **asdict(report)})
+                self._end(order, folder, report)
                 clear_lost(self._work_folder)
         except StorageUnusable:
             # No outcome could be written: to others the run is lost, and may be submitted again.
@@ -129,12 +145,19 @@ class LocalEngine:
             folder.clear()
             folder.release()
 
+    @staticmethod
+    def _end(order: ScoringOrder, folder: RunFolder, report: EngineReport) -> None:
+        folder.end(report)
+        _log.info("engine.run_ended", extra={"run": order.run_id, **asdict(report)})
+
     def _outcome(self, order: ScoringOrder, folder: RunFolder) -> EngineReport | None:
         """Run to the end; None if the engine closes before."""
         attempt = Attempt(order, folder, self._blobs, self._settings, self._entry_script)
         state, cause = EngineState.COMPLETED, ""
         try:
             with self._next_in_turn(folder):
+                check_stop(folder, self._closing)
+                folder.note_start(instants.of(self._clock()))
                 _log.info("engine.run_started", extra={"run": order.run_id})
                 attempt.execute(self._closing)
         except Closed:
@@ -148,7 +171,7 @@ class LocalEngine:
                 return None
             _log.exception("engine.run_failed", extra={"run": order.run_id})
             state, cause = EngineState.FAILED, describe(error)
-        return EngineReport(state, cause, attempt.parts_done)
+        return EngineReport(state, cause, attempt.parts_done, started=folder.started)
 
     @contextmanager
     def _next_in_turn(self, folder: RunFolder) -> Iterator[None]:

@@ -1,9 +1,9 @@
 """How a run stands, in a folder that every process can read.
 
-``lock``          held (flock) by the process that runs it; its text is the number of parts done,
-                  empty while it waits for its turn
+``lock``          held (flock) by the process that runs it; its text is the number of parts done
+                  and when scoring began (epoch microseconds UTC), empty while it waits for its turn
 ``gate``          held for the moment in which somebody tries the lock
-``cancel``        somebody asked for the run to be stopped
+``cancel``        somebody asked for the run to be stopped, perhaps before it was submitted
 ``outcome.json``  how the run ended, written once
 ``stage-*/``      fleet, input parts and predictions of one attempt, removed at the end
 
@@ -30,6 +30,7 @@ class RunFolder:
 
     def __init__(self, root: Path, run_id: str) -> None:
         self.path = root / run_id
+        self.started: int | None = None
         self._lock: int | None = None
 
     def take(self) -> bool:
@@ -65,15 +66,21 @@ class RunFolder:
             progress = self._progress()
             return self._outcome() or progress
 
+    def note_start(self, now: int) -> None:
+        """Tell all processes that scoring begins; `now` in epoch microseconds UTC."""
+        self.started = now
+        self.note_progress(0)
+
     def note_progress(self, parts_done: int) -> None:
-        """Tell all processes that the run is under way, and how many parts are done."""
+        """Tell all processes how many parts of the run are done; after `note_start`."""
         if self._lock is not None:
             with storage_errors(self.path):
-                os.pwrite(self._lock, b"%d" % parts_done, 0)
+                os.pwrite(self._lock, f"{parts_done} {self.started}".encode(), 0)
 
     def request_cancel(self) -> None:
-        """Ask whichever process has the run to stop it."""
+        """Ask whichever process has the run, or will have it, to stop it."""
         with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "cancel").touch()
 
     def cancel_requested(self) -> bool:
@@ -119,15 +126,21 @@ class RunFolder:
             facts = json.loads((self.path / "outcome.json").read_bytes())
         except FileNotFoundError:
             return None
-        return EngineReport(EngineState(facts["state"]), facts["cause"], facts["parts_done"])
+        state, cause, parts_done = EngineState(facts["state"]), facts["cause"], facts["parts_done"]
+        return EngineReport(state, cause, parts_done, started=facts.get("started"))
 
     def _progress(self) -> EngineReport | None:
         if self._is_free():
             return None
-        text = (self.path / "lock").read_bytes()
-        if not text:
+        parts_done, _, started = (self.path / "lock").read_text().partition(" ")
+        if not parts_done:
             return EngineReport(EngineState.QUEUED)
-        return EngineReport(EngineState.RUNNING, parts_done=int(text))
+        # Without a start: of a process that runs an earlier version.
+        return EngineReport(
+            EngineState.RUNNING,
+            parts_done=int(parts_done),
+            started=int(started) if started else None,
+        )
 
     def _is_free(self) -> bool:
         with self._gate():

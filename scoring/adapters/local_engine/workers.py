@@ -4,7 +4,7 @@ import importlib.util
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -83,10 +83,14 @@ class MiniBatch:
     parts: tuple[str, ...]
     attempts: int = 0
 
-    def __str__(self) -> str:
-        """Name it for a cause."""
-        more = f" and {len(self.parts) - 1} more" if len(self.parts) > 1 else ""
-        return f"{self.parts[0]}{more} (mini-batch {self.number})"
+    def naming(self, parts: Sequence[str]) -> str:
+        """Name it for a cause, by the parts that are at fault; by all its parts if there are none.
+
+        For example ``part-00000.parquet and 2 more (mini-batch 1)``.
+        """
+        parts = parts or self.parts
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        return f"{parts[0]}{more} (mini-batch {self.number})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +211,12 @@ class Workers:
 
 def describe(error: BaseException) -> str:
     """Put an error's class and text into one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:_CAUSE_LENGTH]
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def one_line(text: str) -> str:
+    """Put a cause into one line of bounded length."""
+    return " ".join(text.split())[:_CAUSE_LENGTH]
 
 
 # From here on: what happens in a worker process.
