@@ -84,7 +84,7 @@ class FailedPart:
     sensors
         All sensors in it.
     is_certain
-        Whether the part itself is known to have failed, and not only to be without predictions.
+        Whether the part itself is known to have failed while others were scored: then it counts.
     """
 
     sensors: tuple[Sensor, ...]
@@ -101,8 +101,6 @@ def suspected(
     now: int,
 ) -> list[Suspect]:
     """Return the suspects that the failed parts of a run add or change.
-
-    Only for a run that scored other parts: one that failed as a whole says nothing of a sensor.
 
     Parameters
     ----------

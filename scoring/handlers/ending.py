@@ -179,7 +179,9 @@ class EndRuns:
     ) -> None:
         """Make suspects of the sensors in the parts that failed.
 
-        Not where no part was scored: then the run failed as a whole.
+        Where no part was scored, the run may have failed as a whole: all of its parts suspected
+        would only make the next run smaller parts. But one of several that is known to have
+        failed is taken last next time, and a lone part is split, so that something can be scored.
 
         Parameters
         ----------
@@ -190,16 +192,17 @@ class EndRuns:
             killed by what they scored. A part that is the only one counts as known.
         """
         parts = {part.number: part for part in self.store.parts(run) if not part.is_aside}
-        if len(evidence) == len(parts):
-            return
+        any_scored = len(evidence) < len(parts)
         known = [number for number, cause in evidence.items() if cause]
         numbers = known or (list(evidence) if guess else [])
+        if not any_scored and len(numbers) == len(parts) > 1:
+            return
         failed = [
             FailedPart(
                 sensors,
                 rows=parts[number].rows,
                 cause=evidence[number] or "no predictions",
-                is_certain=bool(evidence[number]) or len(numbers) == 1,
+                is_certain=any_scored and (number in known or len(numbers) == 1),
             )
             for number in numbers
             if (sensors := self._sensors(run, number))

@@ -20,9 +20,10 @@ ROW_GROUP = 16_384
 
 @dataclass(slots=True)
 class _Filling:
-    """A part of suspects that is being filled."""
+    """A part of suspects that is being filled: of those that the same run has made suspects."""
 
-    number: int
+    place: int
+    run_number: int
     rows: int = 0
     sensors: int = 0
 
@@ -30,7 +31,8 @@ class _Filling:
 class Suspects:
     """Keeps the suspects of earlier runs apart from all other sensors.
 
-    They are numbered behind the others: what an engine takes last is what may make it give up.
+    They are numbered behind the others, and among themselves those behind that failed last: what
+    an engine takes last is what may make it give up. Those of one run take turns.
 
     Parameters
     ----------
@@ -46,12 +48,12 @@ class Suspects:
             for sensor, suspect in known.items()
             if suspect.fleet_version == run.fleet_version
         }
-        self._tries_all = run.rescore
+        self._run = run
         self._now = now
         self._aside: set[Sensor] = set()
         self._placed: dict[Sensor, _Filling] = {}
-        self._filling: dict[tuple[int, int], _Filling] = {}
-        self._parts = 0
+        self._filling: dict[tuple[int, int, int], _Filling] = {}
+        self._parts: list[_Filling] = []
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -68,7 +70,7 @@ class Suspects:
         suspect = self._known[sensor]
         if sensor not in self._aside | self._placed.keys():
             # Its first window decides for all of them.
-            if self._tries_all or not suspect.is_set_aside(start, self._now):
+            if self._run.rescore or not suspect.is_set_aside(start, self._now):
                 return None
             self._aside.add(sensor)
         if sensor not in self._aside:
@@ -76,20 +78,29 @@ class Suspects:
         return f"set aside after {suspect.failures} failed runs: {suspect.cause}"
 
     def place(self, sensor: Sensor) -> int:
-        """Return the place of a suspect's window among the parts of suspects, counted from 0."""
+        """Return which of the suspects' parts a suspect's window belongs to, counted from 0."""
         filling = self._placed.get(sensor)
         if filling is None:
             filling = self._placed[sensor] = self._part_for(self._known[sensor])
             filling.sensors += 1
         filling.rows += 1
-        return filling.number
+        return filling.place
+
+    def order(self) -> list[int]:
+        """Return the suspects' parts in the order in which the engine is to take them."""
+        parts, count = self._parts, len(self._parts)
+
+        def rank(place: int) -> tuple[int, int]:
+            return parts[place].run_number, (place + self._run.number) % count
+
+        return sorted(range(count), key=rank)
 
     def _part_for(self, suspect: Suspect) -> _Filling:
-        limits = (suspect.rows, suspect.sensors)
+        limits = (suspect.rows, suspect.sensors, suspect.run_number)
         filling = self._filling.get(limits)
         if filling is None or filling.rows >= suspect.rows or filling.sensors >= suspect.sensors:
-            filling = self._filling[limits] = _Filling(self._parts)
-            self._parts += 1
+            filling = self._filling[limits] = _Filling(len(self._parts), suspect.run_number)
+            self._parts.append(filling)
         return filling
 
 
@@ -100,10 +111,12 @@ class Parts:
     ----------
     count
         Parts that the sensors above suspicion are spread over, by their names: a sensor is in the
-        same part whoever exports it, and however its windows come.
+        same part whoever exports the run, and however its windows come. Each run begins with
+        another part, so that one that the engine gives up at is not always its first.
     """
 
-    def __init__(self, count: int, suspects: Suspects) -> None:
+    def __init__(self, run: ScoringRun, count: int, suspects: Suspects) -> None:
+        self._shift = run.number
         self._suspects = suspects
         self._count = count
         self._waiting: dict[int, list[pa.Table]] = defaultdict(list)
@@ -114,7 +127,7 @@ class Parts:
     @property
     def written(self) -> list[Part]:
         """The parts that have rows, in order."""
-        parts = [Part(number, rows) for number, rows in self._rows.items()]
+        parts = [Part(number, self._rows[key]) for number, key in self._numbered()]
         if self._aside:
             parts.append(Part(self._count, len(self._aside), is_aside=True))
         return sorted(parts, key=lambda part: part.number)
@@ -136,11 +149,28 @@ class Parts:
             self._compress(number)
         for _, writer in self._sinks.values():
             writer.close()
-        return [(part, self._bytes_of(part)) for part in self.written]
+        sinks = {number: self._sinks[key][0] for number, key in self._numbered()}
+        return [
+            (
+                part,
+                write_table(_answers(self._aside))
+                if part.is_aside
+                else sinks[part.number].getvalue(),
+            )
+            for part in self.written
+        ]
+
+    def _numbered(self) -> list[tuple[int, int]]:
+        """Give the number of each part that has rows, and where its rows are gathered."""
+        ordinary = [(key, key) for key in self._rows if key < self._count]
+        first = self._count + 1
+        return ordinary + [
+            (first + turn, first + place) for turn, place in enumerate(self._suspects.order())
+        ]
 
     def _numbers(self, windows: Partials) -> np.ndarray:
         """Part of each window, -1 for one that is set aside; int64, shape (windows,)."""
-        numbers = part_numbers(windows, self._count)
+        numbers = (part_numbers(windows, self._count) + self._shift) % self._count
         if not self._suspects:
             return numbers
         for row, (device, sensor, start) in enumerate(windows.keys):
@@ -154,11 +184,6 @@ class Parts:
                 # Behind the part of what is set aside.
                 numbers[row] = self._count + 1 + self._suspects.place(key)
         return numbers
-
-    def _bytes_of(self, part: Part) -> bytes:
-        if part.is_aside:
-            return write_table(_answers(self._aside))
-        return self._sinks[part.number][0].getvalue()
 
     def _compress(self, number: int) -> None:
         if number not in self._sinks:

@@ -169,7 +169,7 @@ class SubmitRun:
     def _export(self, run: ScoringRun, now: datetime, export: str) -> None:
         count = max(1, -(-self.store.count_claimed(run) // self.part_rows))
         known = {one.key: one for one in self.store.suspects()}
-        parts = Parts(count, Suspects(run, known, instants.of(now)))
+        parts = Parts(run, count, Suspects(run, known, instants.of(now)))
         for windows in self.store.claimed(run):
             parts.add(windows)
         inputs, aside = input_prefix(run.run_id, export), aside_prefix(run.run_id, export)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     or_,
     select,
     true,
@@ -97,7 +98,7 @@ class SqlRunStore:
         with self._database.write() as connection:
             if _locked_state(connection, run) != RunState.CLAIMING:
                 return 0
-            claimed, _ = _hand_over(connection, _claimable(run), limit, run.number)
+            claimed, _ = _hand_over(connection, _claimable(run), limit, literal(run.number))
             return claimed
 
     @retried
@@ -113,10 +114,11 @@ class SqlRunStore:
             if state == RunState.SCORED:
                 end, is_last = RunState.COMPLETED, True
                 if _has_failed_parts(connection, run):
-                    _, is_last = _hand_over(connection, mine & _is_unanswered(run), limit, None)
+                    mine &= _is_unanswered(run)
+                    _, is_last = _hand_over(connection, mine, limit, _newer_owner(run))
             elif state in GIVING_BACK:
                 end = GIVING_BACK[state]
-                _, is_last = _hand_over(connection, mine, limit, None)
+                _, is_last = _hand_over(connection, mine, limit, _newer_owner(run))
             else:
                 return False
             if is_last:
@@ -408,7 +410,7 @@ def _locked_state(connection: Connection, run: ScoringRun) -> RunState:
 
 
 def _hand_over(
-    connection: Connection, which: ColumnElement[bool], limit: int, owner: int | None
+    connection: Connection, which: ColumnElement[bool], limit: int, owner: ColumnElement[Any]
 ) -> tuple[int, bool]:
     """Set the owner of the first `limit` partials in `which`, and of the rest of the sensor.
 
@@ -425,6 +427,18 @@ def _hand_over(
         which &= _up_to(*last)
     statement = update(window_partials).where(which).values(claimed_by=owner)
     return connection.execute(statement).rowcount, last is None
+
+
+def _newer_owner(run: ScoringRun) -> ColumnElement[Any]:
+    """Give who owns a partial once a run gives it back: nobody, so that it is pending.
+
+    Or the newer run that has claimed another partial of the window, which late readings of
+    another partition have made: that run scores the whole window.
+    """
+    other = window_partials.alias("other")
+    same = _same_window(other.c, window_partials.c)
+    newest = select(func.max(other.c.claimed_by)).where(same, other.c.claimed_by > run.number)
+    return newest.scalar_subquery()
 
 
 def _last_start(connection: Connection, run: ScoringRun, windows: int) -> int | None:

@@ -1,0 +1,53 @@
+"""Play many schedules, and say how many of each kind: ``python -m tests.interleaving``.
+
+A schedule that fails is printed step by step, with the seed that plays it again.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from time import perf_counter
+
+from tests.interleaving.play import play_share
+from tests.servers import postgresql_programs
+
+CHUNK = 50
+"""Schedules that a process plays before it says how they went."""
+
+
+def main() -> int:
+    """Play what the command line asks for; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.interleaving", description=__doc__)
+    parser.add_argument("--sqlite", type=int, default=1000, help="schedules on SQLite")
+    parser.add_argument("--postgresql", type=int, default=600, help="schedules on PostgreSQL")
+    parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
+    chosen = parser.parse_args()
+    if chosen.postgresql and postgresql_programs() is None:
+        sys.stderr.write("PostgreSQL is not installed: `make services` installs it\n")
+        return 1
+    begin = perf_counter()
+    work = [
+        ("postgresql", range(first, min(first + CHUNK, chosen.seed + chosen.postgresql)))
+        for first in range(chosen.seed, chosen.seed + chosen.postgresql, CHUNK)
+    ] + [
+        ("sqlite", range(first, min(first + CHUNK, chosen.seed + chosen.sqlite)))
+        for first in range(chosen.seed, chosen.seed + chosen.sqlite, CHUNK)
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        played = list(pool.map(play_share, *zip(*work, strict=True)))
+    kinds = sum((counted for counted, _ in played), Counter[str]())
+    failures = [failure for _, failure in played if failure]
+    lines = [f"{number:6} {kind}" for kind, number in sorted(kinds.items())]
+    seconds = perf_counter() - begin
+    total = chosen.sqlite + chosen.postgresql
+    print(*lines, *failures, sep="\n")  # noqa: T201 - what the program is for
+    print(f"{total} schedules in {seconds:.0f} s, {len(failures)} failed")  # noqa: T201
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
