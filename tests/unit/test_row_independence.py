@@ -195,6 +195,20 @@ def test_matrix_products_decide_no_digit_of_an_rbf_decision(
         assert_same_bits(decide_rows(model, x[:, :width]), decisions)
 
 
+def test_another_blas_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, model = rows(5, 20_000), compiled("rbf", 1)
+    decisions = decide_rows(model, x)
+    random, expanded_sums = np.random.default_rng(0), kernels._expanded_sums
+
+    def other_digits(*arguments: Any) -> Any:
+        sums, *others = expanded_sums(*arguments)
+        return sums * (1.0 + random.uniform(-6e-15, 6e-15, size=sums.shape)), *others
+
+    monkeypatch.setattr(kernels, "_expanded_sums", other_digits)
+    for _ in range(5):
+        assert_same_bits(decide_rows(model, x), decisions)
+
+
 @pytest.mark.parametrize("function", [np.exp, np.tanh, lambda x: 2.0**x])
 def test_numpy_gives_a_value_the_same_bits_at_every_position(
     function: Callable[[Array], Array],
