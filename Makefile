@@ -4,13 +4,17 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 ARGS   ?=
 
-.PHONY: demo test exhaustive e2e check bench lock clean
+.PHONY: demo test processors exhaustive e2e check bench lock clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto $(ARGS)
+
+# The test that scores do not depend on neighbours, with the code for other processors too.
+processors: $(VENV)/.dev
+	$(PY) -m tests.processors
 
 # What takes long: a failure at every single point, where `make test` takes a sample, and `make e2e`.
 exhaustive: $(VENV)/.dev

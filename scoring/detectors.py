@@ -17,14 +17,13 @@ The sign here is scikit-learn's, positive for inliers; `anomaly_scores` is the o
 turns. Nothing here imports scikit-learn.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from scoring.libsvm import Svm, libsvm_decision
+from scoring.kernels import Svms, decide_svms
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -32,19 +31,8 @@ Flags = npt.NDArray[np.bool_]
 PADDING = 8
 """Support vectors are padded to multiples of this many, so that models can share a shape."""
 
-NEAR_ZERO = 1e-10
-"""Below this part of its summands a decision is worked out again in libsvm's own order.
-
-The order of a sum moves its last digits, and a reading that equals a support vector may be decided
-by them: libsvm's exact 0 is an anomaly, 1e-19 is not.
-"""
-
-
-_VANISHED = -700.0
-"""Exponents are cut off here, at 1e-304: below, numpy's ``exp`` takes up to 100 times as long."""
-
-_TINY = 1e-290
-"""A decision nearer to 0 than this may owe its sign to `_VANISHED`."""
+_FOREST_ROWS = 1024
+"""Rows sent through a forest at a time: their places in the trees stay in a core's cache."""
 
 
 class Kind(StrEnum):
@@ -130,95 +118,12 @@ def is_anomaly(kind: Kind, decisions: Array) -> Flags:
     return decisions <= 0 if kind is Kind.ONE_CLASS_SVM else decisions < 0
 
 
-# --- one-class SVM: sum of dual_i * kernel(s_i, z) + intercept --------------------------------
-
-
-def _decide_svm(shape: Shape, numbers: Array, z: Array) -> Array:
+def _decide_svms(shape: Shape, numbers: Array, z: Array) -> Array:
     f, units = shape.features, shape.units
-    gamma, coef0, degree, intercept = (numbers[:, i, None, None] for i in range(4))
+    gamma, coef0, degree, intercept = (numbers[:, i] for i in range(4))
     vectors = numbers[:, 4 : 4 + f * units].reshape(-1, f, units)
-    dual = numbers[:, 4 + f * units :, None]
-    if shape.kernel.endswith("_exact"):
-        decisions = np.zeros((len(z), z.shape[2]))
-        _settle(shape, numbers, z, decisions, np.inf)
-        return decisions
-    match shape.kernel:
-        case "rbf":
-            kernel = _rbf(vectors, gamma, z)
-        case "rbf_wide":
-            kernel = _rbf_wide(vectors, gamma, z)
-        case "linear":
-            kernel = z.swapaxes(1, 2) @ vectors
-        case "poly":
-            kernel = (gamma * (z.swapaxes(1, 2) @ vectors) + coef0) ** degree
-        case _:
-            kernel = np.tanh(gamma * (z.swapaxes(1, 2) @ vectors) + coef0)
-    decisions = (kernel @ dual)[:, :, 0]
-    size = np.abs(intercept[:, :, 0])
-    if not shape.kernel.startswith("rbf"):
-        # These kernels have both signs and any size; near 0 their sum may have cancelled.
-        size = size + (np.abs(kernel, out=kernel) @ np.abs(dual))[:, :, 0]
-    decisions += intercept[:, :, 0]
-    _settle(shape, numbers, z, decisions, NEAR_ZERO * size + _TINY)
-    return decisions
-
-
-def _rbf(vectors: Array, gamma: Array, z: Array) -> Array:
-    """``exp(-gamma |z - s|^2)``, expanded so that one matrix product gives the exponent.
-
-    That is ``(2 gamma z, -gamma |z|^2, 1) (s, 1, -gamma |s|^2)``.
-    """
-    models, f, rows = z.shape
-    left, right = np.empty((models, f + 2, rows)), np.empty((models, f + 2, vectors.shape[2]))
-    near, far = _norms(z, gamma), _norms(vectors, gamma)
-    np.multiply(z, 2 * gamma, out=left[:, :f])
-    left[:, f], left[:, f + 1] = near, 1.0
-    right[:, :f], right[:, f], right[:, f + 1] = vectors, 1.0, far
-    exponent: Array = left.swapaxes(1, 2) @ right
-    # -gamma |z - s|^2 is at least twice this sum; seldom is it anywhere near `_VANISHED`.
-    if not 2 * (near.min() + far.min()) > _VANISHED:
-        np.maximum(exponent, _VANISHED, out=exponent)
-    np.exp(exponent, out=exponent)
-    return exponent
-
-
-def _norms(points: Array, gamma: Array) -> Array:
-    """``-gamma |p|^2`` of points in columns, shape (models, points)."""
-    norms: Array = np.einsum("mfp,mfp->mp", points, points)
-    norms *= -gamma[:, :, 0]
-    return norms
-
-
-def _rbf_wide(vectors: Array, gamma: Array, z: Array) -> Array:
-    """``exp(-gamma |z - s|^2)`` from the differences: slower, exact for any spread."""
-    exponent = np.zeros((len(z), z.shape[2], vectors.shape[2]))
-    for feature in range(z.shape[1]):
-        difference = z[:, feature, :, None] - vectors[:, feature, None, :]
-        difference *= difference
-        exponent += difference
-    exponent *= -gamma
-    np.maximum(exponent, _VANISHED, out=exponent)
-    return np.exp(exponent, out=exponent)
-
-
-def _settle(shape: Shape, numbers: Array, z: Array, decisions: Array, limit: Array | float) -> None:
-    """Replace decisions that are all but 0 by libsvm's own, digit by digit."""
-    close = np.abs(decisions) <= limit
-    if not close.any():
-        return
-    for model, row in np.argwhere(close):
-        svm = _unpack(shape, numbers[model])
-        decisions[model, row] = libsvm_decision(svm, z[model, :, row].copy())
-
-
-def _unpack(shape: Shape, numbers: Array) -> Svm:
-    f, units = shape.features, shape.units
-    gamma, coef0, degree, intercept = (float(number) for number in numbers[:4])
-    vectors = numbers[4 : 4 + f * units].reshape(f, units).T
-    dual = numbers[4 + f * units :]
-    real = int(np.count_nonzero(dual))
-    kernel = shape.kernel.partition("_")[0]
-    return Svm(kernel, gamma, coef0, int(degree), intercept, vectors[:real], dual[:real])
+    dual = numbers[:, 4 + f * units :]
+    return decide_svms(Svms(shape.kernel, gamma, coef0, degree, intercept, vectors, dual), z)
 
 
 # --- elliptic envelope: -(squared Mahalanobis distance) - offset ------------------------------
@@ -236,22 +141,29 @@ def _decide_elliptic(shape: Shape, numbers: Array, z: Array) -> Array:
             inner += centred[:, j] * precision[:, i, j, None]
         squared += centred[:, i] * inner
     # scikit-learn squares SciPy's root; the digits that this costs are part of the label.
-    return -(np.sqrt(squared) ** 2) - numbers[:, 0, None]
+    root = np.sqrt(squared)
+    return -(root * root) - numbers[:, 0, None]
 
 
 # --- isolation forest: -2 ** (-mean path length / normaliser) - offset ------------------------
 
 
 def _decide_forests(shape: Shape, numbers: Array, z: Array) -> Array:
-    decisions: Iterable[Array] = map(
-        _decide_forest, (shape,) * len(z), numbers, z.astype(np.float32)
-    )
-    return np.stack(list(decisions))
+    points = z.astype(np.float32)
+    mean = np.empty((len(z), z.shape[2]))
+    for model, row in enumerate(numbers):
+        for start in range(0, z.shape[2], _FOREST_ROWS):
+            stop = start + _FOREST_ROWS
+            mean[model, start:stop] = _mean_path(shape, row, points[model, :, start:stop])
+    # One value more: for an array of one, NumPy looks for simple exponents instead.
+    decisions: Array = -(2.0 ** -np.append(mean, 1.0))[:-1].reshape(mean.shape)
+    decisions -= numbers[:, 0, None]
+    return decisions
 
 
-def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> Array:
-    """Decide by one forest, comparing float32 to float64 thresholds as scikit-learn does."""
-    offset, normaliser, depth = numbers[:3]
+def _mean_path(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> Array:
+    """Return normalised path lengths, comparing float32 to float64 thresholds as scikit-learn."""
+    normaliser, depth = numbers[1:3]
     roots = numbers[3 : 3 + shape.trees].astype(np.intp)
     feature, threshold, left = numbers[3 + shape.trees :].reshape(3, shape.units)
     leaf = feature < 0
@@ -261,15 +173,17 @@ def _decide_forest(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> 
     for _ in range(int(depth)):
         right = z[feature[node], rows] > threshold[node]
         node = np.where(leaf[node], node, left[node] + right)
+    if not normaliser:
+        return np.ones(len(rows))
     # Tree by tree, as scikit-learn adds them: a training row may stand exactly on the boundary.
-    path = np.add.reduce(threshold[node], axis=0)
-    mean = path / (shape.trees * normaliser) if normaliser else np.ones(len(rows))
-    decisions: Array = -(2.0**-mean) - offset
-    return decisions
+    # A cumulative sum has this order by definition, whereas `sum` has it for several rows only.
+    path: Array = np.cumsum(threshold[node], axis=0)[-1]
+    path /= shape.trees * normaliser
+    return path
 
 
 _DECIDE = {
-    Kind.ONE_CLASS_SVM: _decide_svm,
+    Kind.ONE_CLASS_SVM: _decide_svms,
     Kind.ELLIPTIC_ENVELOPE: _decide_elliptic,
     Kind.ISOLATION_FOREST: _decide_forests,
 }

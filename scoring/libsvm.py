@@ -6,11 +6,13 @@ batched forms of `scoring.detectors` against where there is no live estimator to
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Svm:
 def libsvm_decision(svm: Svm, z: Array) -> float:
     """Decision of one row in libsvm's order of operations, and with the C library's functions.
 
-    Equal to scikit-learn's to the last digit in all but exotic cases. Slow.
+    Equal to scikit-learn's to the last digit in all but exotic cases. Slow. Every product of a row
+    and a vector is a call of its own, so no other row has an influence.
 
     Parameters
     ----------
@@ -44,13 +47,19 @@ def libsvm_decision(svm: Svm, z: Array) -> float:
     return total + svm.intercept
 
 
-def _power(base: float, times: int) -> float:
-    """Multiply as libsvm's ``powi`` does, whose rounding is not that of ``pow``."""
-    result = 1.0
+def power(base: Number, times: int) -> Number | float:
+    """Multiply as libsvm's ``powi`` does, whose rounding is not that of ``pow``.
+
+    Parameters
+    ----------
+    base
+        A number, or an array of numbers, which is not changed.
+    """
+    result: Number | float = 1.0
     while times > 0:
         if times % 2:
-            result *= base
-        base *= base
+            result = result * base
+        base = base * base
         times //= 2
     return result
 
@@ -65,7 +74,7 @@ def _libsvm_linear(_: Svm, vector: Array, z: Array) -> float:
 
 
 def _libsvm_poly(svm: Svm, vector: Array, z: Array) -> float:
-    return _power(svm.gamma * float(np.dot(vector, z)) + svm.coef0, svm.degree)
+    return power(svm.gamma * float(np.dot(vector, z)) + svm.coef0, svm.degree)
 
 
 def _libsvm_sigmoid(svm: Svm, vector: Array, z: Array) -> float:

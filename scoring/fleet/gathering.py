@@ -13,11 +13,11 @@ from scoring.fleet.file import Fleet
 
 Indices = npt.NDArray[np.intp]
 
-_BLOCK = 131_072
-"""Kernel values worked out at a time, 1 MB: about what a core's second-level cache holds."""
+_ROWS = 65_536
+"""Rows decided at a time, of one model or several: 3 MB of five features and their results."""
 
-_ROWS = 1024
-"""Rows of one model decided at a time, where it has that many."""
+_NUMBERS = 500_000
+"""Parameters of models decided at a time, 4 MB: they are copied where models are not adjacent."""
 
 _FEW = 8
 """So many different row counts are taken as they are, each in blocks of its own."""
@@ -125,12 +125,10 @@ def blocks(count: Indices, shape: Shape) -> Iterator[tuple[Indices, Indices]]:
         one for models with fewer rows than others of the block.
     """
     padded = _round_up(count)
-    # A kernel value for every support vector, a node for every tree.
-    width = max(shape.trees or shape.units, 1)
     for most in np.unique(padded).tolist():
         chosen = np.flatnonzero(padded == most)
-        step = min(most, _ROWS, max(1, _BLOCK // width))
-        at_once = max(1, _BLOCK // (step * width))
+        step = min(most, _ROWS)
+        at_once = max(1, min(_ROWS // step, _NUMBERS // shape.stride))
         for i in range(0, len(chosen), at_once):
             for j in range(0, most, step):
                 yield chosen[i : i + at_once], np.arange(j, min(j + step, most))
