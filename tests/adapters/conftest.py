@@ -1,6 +1,5 @@
 """A database of every engine, empty or migrated."""
 
-import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -11,10 +10,8 @@ from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import CLAIMS
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import facts, metadata
-from tests.servers import PostgreSql, postgresql, postgresql_programs
-
-MSSQL = os.environ.get("SCORING_TEST_MSSQL")
-"""An ODBC connection string of a database that the tests may empty."""
+from tests.servers import PostgreSql, postgresql
+from tests.services import MSSQL, POSTGRESQL
 
 ENGINES = ("sqlite", "postgresql", *(["mssql"] if MSSQL else []))
 
@@ -24,8 +21,7 @@ _numbers = count()
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgreSql]:
     """Run a server for all tests of this process."""
-    if postgresql_programs() is None:
-        pytest.skip("PostgreSQL is not installed")
+    POSTGRESQL.require()
     with postgresql() as server:
         yield server
 
