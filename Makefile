@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
+INSTALL = $(PY) tools/install.py
 ARGS   ?=
 
-.PHONY: demo test processors exhaustive e2e check bench lock clean
+.PHONY: demo test services processors schedules exhaustive e2e check bench lock clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
@@ -12,17 +13,25 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto $(ARGS)
 
+# Installs what some tests need and pip cannot install: PostgreSQL, unixODBC and Azurite.
+services: $(VENV)/.dev
+	@$(PY) -m tools.services
+
 # The test that scores do not depend on neighbours, with the code for other processors too.
 processors: $(VENV)/.dev
 	$(PY) -m tests.processors
+
+# Runs whose steps interleave with each other, statement by statement; PostgreSQL must be there.
+schedules: $(VENV)/.dev
+	$(PY) -m tests.interleaving $(ARGS)
 
 # What takes long: a failure at every single point, where `make test` takes a sample, and `make e2e`.
 exhaustive: $(VENV)/.dev
 	$(PY) -m pytest -n auto -m exhaustive $(ARGS)
 
-# The function app on real parts; PostgreSQL and Azurite (`npm install azurite`) must be there.
+# The function app on real parts; PostgreSQL and Azurite must be there (`make services`).
 e2e: $(VENV)/.dev
-	@$(PY) -c 'from tests.servers import missing; import sys; sys.exit(missing())'
+	@$(PY) -m tools.services missing
 	$(PY) -m pytest tests/e2e/test_real_parts.py -m exhaustive $(ARGS)
 
 check: $(VENV)/.dev
@@ -31,8 +40,7 @@ check: $(VENV)/.dev
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/.dev
-	$(PY) -m pip install --quiet --group bench
+bench: $(VENV)/.bench
 	for script in benchmarks/[a-z]*.py; do echo "== $$script"; PYTHONPATH=. $(PY) $$script || exit 1; done
 
 # The pinned versions of everything, for every supported Python.
@@ -41,6 +49,8 @@ lock:
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.txt
 	uv pip compile --universal --python-version 3.11 --quiet --upgrade --group dev \
 	    -c requirements.txt --custom-compile-command "make lock" pyproject.toml -o requirements-dev.txt
+	uv pip compile --universal --python-version 3.11 --quiet --upgrade --group pyproject.toml:bench \
+	    -c requirements-dev.txt --custom-compile-command "make lock" -o requirements-bench.txt
 	uv pip compile --python-version 3.11 --python-platform linux --quiet --upgrade \
 	    --custom-compile-command "make lock" \
 	    scoring/job/environment/requirements.in -o scoring/job/environment/requirements.txt
@@ -53,11 +63,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
 # Microsoft's Functions worker, for tests: it asks for Python 3.13, and runs on 3.11 as well.
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python azure-functions-runtime==1.3.0
+	$(INSTALL) -r requirements-dev.txt
+	$(INSTALL) --no-deps --ignore-requires-python azure-functions-runtime==1.3.0
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
+	$(INSTALL) -r requirements-bench.txt
 	@touch $@

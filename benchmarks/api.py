@@ -28,7 +28,8 @@ from scoring.adapters.sql.database import Database
 from scoring.api import create_api
 from scoring.bootstrap import App
 from scoring.settings import Settings
-from tests.servers import postgresql, postgresql_programs
+from tests.servers import postgresql
+from tests.services import postgresql_programs
 
 MINUTE = 60 * instants.SECOND
 BEGIN = 1_767_571_200 * instants.SECOND

@@ -1,8 +1,9 @@
 """Event bytes to merged partials, and the ingest handler whole, against two references.
 
-The references do the same work: Bytewax 0.21 folds tumbling windows with 10 s of lateness (needs
-``pip install --group bench``); and a loop of json.loads over a dict of running aggregates, the
-shortest thing that people write. Figures are the best of several rounds, taken in turn.
+The references do the same work: Bytewax 0.21 folds tumbling windows with 10 s of lateness (left out
+where it is not installed: it has no wheel for Python 3.13); and a loop of json.loads over a dict of
+running aggregates, the shortest thing that people write. Figures are the best of several rounds,
+taken in turn.
 
 Run: ``python benchmarks/ingest.py [--batches N] [--rounds N]``
 """
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +201,20 @@ def main() -> None:
     options = parser.parse_args()
     batches = [event_batch(number) for number in range(options.batches)]
     events = options.batches * BATCH
-    works = {"ours": ours, "json.loads": loop, "Bytewax": bytewax}
+    works = {"ours": ours, "json.loads": loop}
+    if find_spec("bytewax") is not None:
+        works["Bytewax"] = bytewax
     best = dict.fromkeys(works, math.inf)
     for _ in range(options.rounds):
         for name, work in works.items():
             best[name] = min(best[name], _timed(work, batches))
-    assert ours(batches) == loop(batches) == bytewax(batches), "they count other windows"
+    assert len({work(batches) for work in works.values()}) == 1, "they count other windows"
     print(f"event bytes to merged partials, {BATCH} events a batch, {KEYS} keys, 0.1 % rejects")
     for name, seconds in best.items():
         ratio = seconds / best["ours"]
         print(f"  {name:<12}{events / seconds:>12,.0f} events/s   ours is {ratio:.1f} x")
+    if "Bytewax" not in works:
+        print("  Bytewax     not measured: it is not installed, having no wheel for Python 3.13")
     for _ in range(options.rounds):
         handler(batches)
     seconds = min(handler_seconds)

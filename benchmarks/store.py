@@ -32,7 +32,8 @@ from scoring.adapters.sql.schema import rejects, segments, window_partials
 from scoring.errors import Transient
 from scoring.handlers.ingest import Ingest
 from scoring.readings import EventBatch, Partition, ReadingDecoder
-from tests.servers import PostgreSql, postgresql, postgresql_programs
+from tests.servers import PostgreSql, postgresql
+from tests.services import postgresql_programs
 
 BATCH = 1_000
 SENSORS = 1_000

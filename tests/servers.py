@@ -9,26 +9,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import psycopg
 
-
-@cache
-def missing() -> str | None:
-    """Say which of the servers that tests start cannot be started here; None if all can."""
-    found = {"PostgreSQL": postgresql_programs(), "Azurite": azurite_program()}
-    absent = [name for name, program in found.items() if program is None]
-    return f"not installed: {', '.join(absent)}" if absent else None
-
-
-def postgresql_programs() -> Path | None:
-    """Where PostgreSQL's server programs are; None where it is not installed."""
-    found = shutil.which("initdb")
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    place = Path(found).resolve() if found else installed[-1] if installed else None
-    return place.parent if place else None
+from tests.services import azurite_program, postgresql_programs
 
 
 @contextmanager
@@ -98,14 +83,6 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-@cache
-def azurite_program() -> Path | None:
-    """Where Azurite's blob service is; None where it is not installed (``npm install azurite``)."""
-    local = Path(__file__).parents[1] / "node_modules" / ".bin" / "azurite-blob"
-    found = str(local) if local.exists() else shutil.which("azurite-blob")
-    return Path(found) if found else None
 
 
 @contextmanager

@@ -16,15 +16,7 @@ from scoring.adapters import azure_blobs
 from scoring.adapters.azure_blobs import AzureBlobs
 from scoring.errors import Conflict, Misconfigured, NotFound, Transient
 from scoring.ports import Blobs
-from tests.servers import azurite, azurite_program, free_port
-
-
-@pytest.fixture(scope="module")
-def account() -> Iterator[str]:
-    if azurite_program() is None:
-        pytest.skip("Azurite is not installed")
-    with azurite() as connection_string:
-        yield connection_string
+from tests.servers import free_port
 
 
 @pytest.fixture

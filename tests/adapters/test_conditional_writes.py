@@ -1,7 +1,6 @@
 """Blobs that are written only if nobody else was first: what every blob store promises."""
 
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -12,15 +11,6 @@ from scoring.adapters.azure_blobs import AzureBlobs
 from scoring.adapters.blobs import FolderBlobs
 from scoring.errors import Conflict, StorageUnusable, Transient
 from scoring.ports import Blobs
-from tests.servers import azurite, azurite_program
-
-
-@pytest.fixture(scope="module")
-def account() -> Iterator[str]:
-    if azurite_program() is None:
-        pytest.skip("Azurite is not installed")
-    with azurite() as connection_string:
-        yield connection_string
 
 
 @pytest.fixture(params=["folder", "azure"])

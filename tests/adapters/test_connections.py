@@ -14,6 +14,7 @@ from scoring.adapters.sql import engines
 from scoring.adapters.sql.database import Database
 from scoring.errors import Misconfigured, ScoringError, Transient
 from tests.servers import PostgreSql, free_port
+from tests.services import ODBC
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ class TestPostgreSql:
 
 def mssql(*options: str) -> Database:
     """Open an SQL Server that nobody runs."""
-    pytest.importorskip("pyodbc", exc_type=ImportError)
+    ODBC.require()
     server = f"Driver=none;Server=127.0.0.1,{free_port()};Database=d"
     return Database(";".join((server, *options)))
 

@@ -3,7 +3,6 @@
 ``SCORING_TEST_MSSQL`` holds an ODBC connection string; then the project's own T-SQL is applied.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from io import StringIO
@@ -28,6 +27,7 @@ from scoring.adapters.sql.failures import translated_errors
 from scoring.adapters.sql.schema import metadata, sensor_counts
 from scoring.errors import Misconfigured, ScoringError, Transient
 from tests.servers import free_port
+from tests.services import MSSQL, NO_SQL_SERVER, ODBC
 
 DIALECT = mssql.dialect()  # type: ignore[no-untyped-call]
 
@@ -43,7 +43,7 @@ def driver() -> Path:
 
 
 def connection_string(port: int) -> str:
-    pytest.importorskip("pyodbc", exc_type=ImportError)
+    ODBC.require()
     return (
         f"Driver={driver()};Server=tcp:127.0.0.1,{port};Database=d;UID=u;PWD=secret;"
         "Encrypt=no;ConnectRetryCount=0"
@@ -205,7 +205,7 @@ def test_a_server_that_is_not_there_is_transient_and_no_secret_is_told(
 
 
 def test_a_driver_that_is_not_there_is_misconfigured() -> None:
-    pytest.importorskip("pyodbc", exc_type=ImportError)
+    ODBC.require()
     database = Database("Driver={No Such Driver};Server=127.0.0.1;UID=u;PWD=secret")
 
     with pytest.raises(Misconfigured) as caught, database.read() as connection:
@@ -229,7 +229,8 @@ def test_a_driver_that_is_missing_is_told_apart_from_a_login(state: str) -> None
 
 
 def test_no_parameter_that_may_hold_a_name_is_sent_in_a_code_page() -> None:
-    dbapi = pytest.importorskip("pyodbc", exc_type=ImportError)
+    ODBC.require()
+    dbapi = pytest.importorskip("pyodbc")
     dialect = pyodbc_dialect(dbapi=dbapi)  # type: ignore[no-untyped-call]
     columns = [column for table in metadata.sorted_tables for column in table.c]
     types: list[TypeEngine[Any]] = [c.type for c in columns if isinstance(c.type, String)]
@@ -246,9 +247,9 @@ def test_a_bit_is_compared_before_it_is_a_condition() -> None:
     )
 
 
-@pytest.mark.skipif("SCORING_TEST_MSSQL" not in os.environ, reason="no SQL Server was given")
+@pytest.mark.skipif(MSSQL is None, reason=NO_SQL_SERVER)
 def test_the_projects_t_sql_is_applied_by_a_real_server() -> None:
-    database = Database(os.environ["SCORING_TEST_MSSQL"])
+    database = Database(str(MSSQL))
     with database.write() as connection:
         metadata.drop_all(connection)
         metadata.create_all(connection)

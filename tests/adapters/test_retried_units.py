@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import numpy as np
@@ -217,17 +217,21 @@ def test_the_parts_of_an_export_that_lost_are_removed(database: Database, blobs:
 def test_two_that_meet_in_a_deadlock_both_come_through(database: Database) -> None:
     with database.write() as connection:
         connection.execute(insert(facts), [{"name": n, "value": ""} for n in ("a", "b")])
-    both_have_one, attempts = Barrier(2), list[str]()
+    both_have_one, attempts, one_is_through = Barrier(2), list[str](), Event()
 
     @retried
     def touch(first: str, second: str) -> None:
         attempts.append(first)
+        if len(attempts) > 2:
+            # Earlier, it could take its row again before the other one wakes up, and meet it again.
+            one_is_through.wait()
         with database.write() as connection:
             for name in (first, second):
                 statement = update(facts).where(facts.c.name == name)
                 connection.execute(statement.values(value=facts.c.value + first))
                 if len(attempts) <= 2 and name == first:
                     both_have_one.wait()
+        one_is_through.set()
 
     threads = [Thread(target=touch, args=pair) for pair in ("ab", "ba")]
     for thread in threads:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
@@ -111,8 +112,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def app(template: Path, tmp_path: Path) -> Iterator[App]:
     shutil.copytree(template, tmp_path / "data")
+    with opened(tmp_path / "data") as app:
+        yield app
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[App]:
+    """Open an app on a folder, with an engine that only listens."""
     given = {
-        "SCORING_DATA": str(tmp_path / "data"),
+        "SCORING_DATA": str(folder),
         "SCORING_WINDOW": "1min",
         "SCORING_MAX_ACTIVE_RUNS": "1000",
     }
@@ -128,9 +136,36 @@ def engine(app: App) -> ListeningEngine:
     return engine
 
 
+class AnyApp:
+    """Stands for one app after another, so that all of them share an API.
+
+    To make an API takes longer than most tests of it.
+    """
+
+    def __init__(self) -> None:
+        self.app: App | None = None
+        self._api: FastAPI | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.app, name)
+
+    def api_of(self, app: App) -> FastAPI:
+        """Give the API, which serves this app from now on."""
+        self.app = app
+        if self._api is None:
+            stand_in: Any = self
+            self._api = create_api(stand_in)
+        return self._api
+
+
+@pytest.fixture(scope="session")
+def any_app() -> AnyApp:
+    return AnyApp()
+
+
 @pytest.fixture
-def client(app: App) -> Client:
-    return Client(create_api(app))
+def client(app: App, any_app: AnyApp) -> Client:
+    return Client(any_app.api_of(app))
 
 
 def fill(app: App, *sensors: tuple[str, str], windows: int = 1) -> None:

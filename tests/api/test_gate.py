@@ -34,6 +34,12 @@ from tests.servers import AZURITE
 JSON = {"Content-Type": "application/json"}
 
 
+@pytest.fixture
+def client(app: App) -> Client:
+    """Ask an API of its own: checks of readiness that hang must not be those of the next test."""
+    return Client(create_api(app))
+
+
 def is_problem(answer: httpx.Response, status: int) -> bool:
     said = answer.json()
     return (

@@ -1,5 +1,7 @@
 """The lists: what they show, their pages, and what they refuse."""
 
+import shutil
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -10,15 +12,31 @@ from scoring.api.answers import OPEN_GAPS
 from scoring.bootstrap import App
 from scoring.ports import Gap
 from tests.adapters.stores import MINUTE, P0, P1, deliver, reject, save
-from tests.api.conftest import BEGIN, Client, fill, said
+from tests.api.conftest import BEGIN, Client, fill, opened, said
 
 SENSORS = [(device, sensor) for device in ("d1", "d2", "d3", "d4") for sensor in ("s1", "s2")]
 LISTS = ["/runs", "/anomalies", "/devices", "/devices?order=anomalies", "/rejects", "/partitions"]
 LISTS += ["/devices/d1/sensors", "/devices/d1/sensors/s1/windows"]
 
 
+@pytest.fixture(scope="module")
+def filled_template(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder whose every list has some rows."""
+    folder = tmp_path_factory.mktemp("filled") / "data"
+    shutil.copytree(template, folder)
+    with opened(folder) as app:
+        fill_lists(app)
+    return folder
+
+
 @pytest.fixture
-def filled(app: App) -> App:
+def filled(filled_template: Path, app: App) -> App:
+    """Give every list some rows, before the app is first asked for any."""
+    shutil.copytree(filled_template, app.folder, dirs_exist_ok=True)
+    return app
+
+
+def fill_lists(app: App) -> None:
     """Give every list some rows: anomalies in every window, some of them at one instant."""
     for turn in range(3):
         fill(app, *SENSORS, windows=4)
@@ -29,7 +47,6 @@ def filled(app: App) -> App:
         deliver(app.database, [0, 5], partition, enqueued=BEGIN)
         rejects = [reject(n, reason=("not_json", "bad_value")[n % 2]) for n in range(5)]
         save(app.database, partition, rejects=rejects, watermark=BEGIN, last_enqueued=BEGIN)
-    return app
 
 
 def submitted_again(app: App, turn: int) -> str:

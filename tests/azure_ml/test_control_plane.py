@@ -24,7 +24,6 @@ from azure.storage.blob import ContainerClient
 
 from tests.azure_ml.plane import Child, ControlPlane, Job
 from tests.azure_ml.server import Request
-from tests.servers import azurite, azurite_program
 
 with warnings.catch_warnings():
     # Of the SDK's own schemas, as it is imported.
@@ -114,17 +113,9 @@ def plane(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPlane]:
         yield plane
 
 
-@pytest.fixture(scope="module")
-def storage() -> Iterator[str]:
-    if azurite_program() is None:
-        pytest.skip("azurite is not installed")
-    with azurite() as connection:
-        yield connection
-
-
 @pytest.fixture
-def stored(storage: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPlane]:
-    with ControlPlane(storage) as plane:
+def stored(account: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPlane]:
+    with ControlPlane(account) as plane:
         enter(plane, monkeypatch)
         yield plane
 
@@ -208,21 +199,21 @@ def test_a_version_of_an_environment_never_changes(plane: ControlPlane) -> None:
     assert plane.environments["scoring", "1"].puts == 2
 
 
-def test_a_build_context_is_uploaded(stored: ControlPlane, storage: str, tmp_path: Path) -> None:
+def test_a_build_context_is_uploaded(stored: ControlPlane, account: str, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch")
     build = BuildContext(path=str(tmp_path))
     environment = Environment(name="built", version="1", build=build)
     connect(stored).environments.create_or_update(environment)
     uri = stored.environments["built", "1"].properties["build"]["contextUri"]
     prefix = uri.partition("azureml-blobstore/")[2]
-    with ContainerClient.from_connection_string(storage, "azureml-blobstore") as container:
+    with ContainerClient.from_connection_string(account, "azureml-blobstore") as container:
         assert container.download_blob(f"{prefix}Dockerfile").readall() == b"FROM scratch"
 
 
 def test_blobs_are_reached_by_identity_too(stored: ControlPlane) -> None:
-    account = f"https://{stored.storage.host}"
+    service = f"https://{stored.storage.host}"
     credential = DefaultAzureCredential()
-    with ContainerClient(account, "scoring", credential=credential) as container:
+    with ContainerClient(service, "scoring", credential=credential) as container:
         container.create_container()
         container.upload_blob("runs/r 1/part-0", b"rows")
         assert [blob.name for blob in container.list_blobs()] == ["runs/r 1/part-0"]
@@ -235,7 +226,7 @@ def test_blobs_are_reached_by_identity_too(stored: ControlPlane) -> None:
 
 
 def test_components_are_registered_with_their_code(
-    stored: ControlPlane, storage: str, tmp_path: Path
+    stored: ControlPlane, account: str, tmp_path: Path
 ) -> None:
     client = connect(stored)
     (tmp_path / "code").mkdir()
@@ -248,7 +239,7 @@ def test_components_are_registered_with_their_code(
     assert pipeline.id == f"{stored.workspace_id}/components/score_fleet/versions/1"
     (code,) = stored.codes.values()
     container = code.properties["codeUri"].split("/")[3]
-    with ContainerClient.from_connection_string(storage, container) as uploaded:
+    with ContainerClient.from_connection_string(account, container) as uploaded:
         assert uploaded.download_blob("code/score.py").readall() == b"def run(batch): ..."
     spec = stored.components["score_parts", "1"].properties["componentSpec"]
     assert spec["task"]["code"] == f"azureml:{code.id}"

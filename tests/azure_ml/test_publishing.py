@@ -42,7 +42,6 @@ from tests.adapters.engines import order_of
 from tests.azure_ml.harness import CALM_SDK, control_plane, workspace_of
 from tests.azure_ml.plane import ControlPlane, Fault
 from tests.azure_ml.workspace import PRINCIPAL
-from tests.servers import azurite, azurite_program
 
 pytestmark = [*CALM_SDK]
 
@@ -69,11 +68,8 @@ STEPS = [
 
 
 @pytest.fixture(scope="module")
-def storage() -> Iterator[str]:
-    if azurite_program() is None:
-        pytest.skip("azurite is not installed")
-    with azurite() as connection:
-        yield connection
+def storage(account: str) -> Iterator[str]:
+    yield account
     # The SDK's sockets are closed here, and not in the middle of somebody else's test.
     gc.collect()
 

@@ -39,13 +39,8 @@ from scoring.simulation import SimulationSettings, simulate
 from tests.adapters.engines import eventually
 from tests.amqp.hub import Hub, Swallow
 from tests.amqp.server import AmqpServer
-from tests.servers import (
-    PostgreSql,
-    azurite,
-    azurite_program,
-    postgresql,
-    postgresql_programs,
-)
+from tests.servers import PostgreSql, azurite, postgresql
+from tests.services import AZURITE, POSTGRESQL
 from tests.worker.host import (
     HUB,
     SETTINGS,
@@ -80,8 +75,8 @@ pytestmark = [
     pytest.mark.exhaustive,
     # azure-eventhub leaves a socket open for the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.skipif(postgresql_programs() is None, reason="PostgreSQL is not installed"),
-    pytest.mark.skipif(azurite_program() is None, reason="Azurite is not installed"),
+    POSTGRESQL.needed(),
+    AZURITE.needed(),
 ]
 
 

@@ -428,6 +428,8 @@ def test_an_svm_whose_attributes_are_no_good_is_refused_briefly(changes: Any, re
     assert len(str(refused.value)) < 400
 
 
+# Python's own reader of pickles warns of a damaged escape sequence.
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_refused_or_taken_but_never_crashes(data: st.DataObject) -> None:
