@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scoring.adapters.azure_ml.components import CORE
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,3 +59,17 @@ def test_a_violation_is_caught(copy: Path, module: str, statement: str, contract
     # The names of contracts are wrapped; each is followed by its verdict.
     output = " ".join(result.stdout.split())
     assert re.search(rf"{contract}(?:(?!KEPT).)*?(BROKEN|not listed as layers)", output)
+
+
+def test_the_cluster_is_given_every_module_that_its_entry_script_loads() -> None:
+    """Without a service: publishing is tested as a whole only where Azurite is installed."""
+    program = (
+        "import sys, scoring.job.score, scoring.fleet.payloads, scoring.fleet.predicting\n"
+        "print(*(name for name in sys.modules if name.startswith('scoring.')))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    core = {name.split(".")[1] for name in found.stdout.split()} - {"job", "fleet"}
+
+    assert core <= set(CORE)

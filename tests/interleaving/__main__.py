@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
 
 from tests.interleaving.play import play_share
-from tests.servers import postgresql_programs
+from tests.services import POSTGRESQL
 
 CHUNK = 50
 """Schedules that a process plays before it says how they went."""
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--postgresql", type=int, default=600, help="schedules on PostgreSQL")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     chosen = parser.parse_args()
-    if chosen.postgresql and postgresql_programs() is None:
+    if chosen.postgresql and not POSTGRESQL.is_here():
         sys.stderr.write("PostgreSQL is not installed: `make services` installs it\n")
         return 1
     begin = perf_counter()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.interleaving.play import play_on_postgresql, play_on_sqlite
-from tests.servers import postgresql, postgresql_programs
+from tests.servers import postgresql
+from tests.services import POSTGRESQL
 
 SAMPLE = 30
 """Schedules of a test."""
@@ -24,8 +25,7 @@ def test_whatever_meets_on_sqlite_every_run_ends_and_ends_right(tmp_path: Path, 
 
 
 def test_whatever_meets_on_postgresql_every_run_ends_and_ends_right() -> None:
-    if postgresql_programs() is None:
-        pytest.skip("PostgreSQL is not installed")
+    POSTGRESQL.require()
     with postgresql() as server:
         kinds = play_on_postgresql(server, "schedules", range(SAMPLE))
 

@@ -26,10 +26,11 @@ PIPELINE = "score_fleet_pipeline"
 _ROOT = Path(scoring.__file__).parent
 _JOB = _ROOT / "job"
 _IMAGE = _JOB / "environment"
-_CORE = (
-    *("__init__", "detectors", "errors", "instants", "libsvm", "predictions", "processes"),
-    "runs",
+CORE = (
+    *("__init__", "detectors", "errors", "instants", "kernels", "libsvm", "predictions"),
+    *("processes", "runs"),
 )
+"""Modules of the core that the entry script loads."""
 _PACKAGE = "fleet"
 _DIGITS = 16
 """Hexadecimal digits of a digest that make a version."""
@@ -101,7 +102,7 @@ def component_steps(
 def _stage_code(folder: Path) -> None:
     """Put the entry script there and the core that it imports, and nothing else."""
     shutil.copyfile(_JOB / "score.py", folder / "score.py")
-    core = [_ROOT / f"{name}.py" for name in _CORE]
+    core = [_ROOT / f"{name}.py" for name in CORE]
     for path in [*core, *(_ROOT / _PACKAGE).glob("*.py")]:
         target = folder / "scoring" / path.relative_to(_ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
