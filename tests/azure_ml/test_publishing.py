@@ -259,7 +259,7 @@ class TestResumed:
         self, storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
     ) -> None:
         # A small snapshot, so that not every one of its files is a write of the same kind.
-        monkeypatch.setattr(components, "_CORE", ("__init__", "errors"))
+        monkeypatch.setattr(components, "CORE", ("__init__", "errors"))
         monkeypatch.setattr(components, "_PACKAGE", "job")
         failures, nth = 0, 1
         while failures == nth - 1:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 import stamina
@@ -19,6 +20,7 @@ from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import CLAIMS
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import facts, metadata
+from scoring.handlers import ending, submit
 from tests.interleaving.scheduler import Scheduler, stop_at_statements
 from tests.interleaving.world import World
 from tests.servers import PostgreSql, postgresql
@@ -73,6 +75,19 @@ def play(arena: Arena, seed: int) -> list[str]:
     world = World(arena.database, random, arena.touched)
     kill = random.choice([0.0, 0.0, 0.02])
     scheduler = Scheduler(random.randrange(2**32), kill, world.check_step, arena.monitor)
+    with (
+        patch.object(submit, "CLAIM_LIMIT", world.chunk),
+        patch.object(ending, "CLAIM_LIMIT", world.chunk),
+    ):
+        _play(arena, world, scheduler, mix, seed)
+    kinds = [" + ".join(sorted(mix)), f"fault: {world.fault}"]
+    return kinds + ["an actor killed"] * bool(scheduler.kills)
+
+
+def _play(
+    arena: Arena, world: World, scheduler: Scheduler, mix: tuple[str, ...], seed: int
+) -> None:
+    random = world.random
     try:
         # Some begin in the middle: with a run that the engine has already.
         if mix[0] != "submit" or random.random() < 0.3:
@@ -91,8 +106,6 @@ def play(arena: Arena, seed: int) -> list[str]:
         raise
     finally:
         arena.scheduler = None
-    kinds = [" + ".join(sorted(mix)), f"fault: {world.fault}"]
-    return kinds + ["an actor killed"] * bool(scheduler.kills)
 
 
 def _work(name: str, world: World) -> Callable[[], object]:

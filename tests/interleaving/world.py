@@ -39,8 +39,6 @@ from tests.interleaving.scheduler import on_commit
 Window = tuple[str, str, int]
 
 HOUR = 3600 * instants.SECOND
-ACTIVE = 2
-"""Runs that may be active at once."""
 
 FAULTS = (
     *("none", "none", "part not scored", "predictions truncated", "predictions removed"),
@@ -225,7 +223,9 @@ class World:
         self.blobs = MemoryBlobs(touched)
         self.engine = Engine(self.blobs, self.fault, touched, Random(random.random()))
         self.tolerance = Tolerance(-1, -1) if random.random() < 0.5 else Tolerance()
+        # Windows of a claim and of a release, and runs that may be active at once.
         self.chunk = random.choice([1, 2, 50])
+        self.active = random.choice([1, 2])
         self.now = 10 * 24 * HOUR
         self.readings: dict[Window, list[float]] = defaultdict(list)
         self.scored_again = False
@@ -306,7 +306,7 @@ class World:
         with self.database.read() as connection:
             rows = connection.exec_driver_sql(_ENDED).all()
             (active,) = connection.exec_driver_sql(_ACTIVE).scalars()
-        assert active <= ACTIVE, "too many runs are active"
+        assert active <= self.active, "too many runs are active"
         for number, owned, stored in rows:
             assert not owned, f"run {number} has ended and owns windows"
             before = self._stored_by.setdefault(number, stored)
@@ -445,7 +445,7 @@ class World:
             allowed_lateness=MINUTE,
             idle_timeout=MINUTE,
             part_rows=2,
-            limits=RunLimits(ACTIVE, 10**6),
+            limits=RunLimits(self.active, 10**6),
         )
 
     def _ending(self) -> EndRuns:
