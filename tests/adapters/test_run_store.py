@@ -17,10 +17,11 @@ from scoring.adapters.sql.schema import predictions as predictions_table
 from scoring.adapters.sql.schema import runs as runs_table
 from scoring.adapters.sql.schema import window_partials
 from scoring.aggregates import merge
-from scoring.errors import NotFound
+from scoring.errors import InvalidPart, NotFound, TooManyRuns
 from scoring.ports import IndexedPart, RunStore
 from scoring.queries import AnomalyFilter
-from scoring.runs import Part, RunState, ScoringRun, may_follow
+from scoring.runs import Part, RunLimits, RunState, ScoringRun, may_follow
+from scoring.suspects import Suspect
 from scoring.windows import PartitionProgress
 from tests.adapters.stores import (
     MINUTE,
@@ -144,6 +145,213 @@ class TestBeginning:
         fill("s")
 
         assert claimed(database, "r2").number > first.number
+
+
+class TestLimits:
+    def test_a_run_beyond_the_limit_is_refused_and_names_the_active_ones(
+        self, fill: Fill, database: Database, store: RunStore
+    ) -> None:
+        fill("a")
+        claimed(database, "r1")
+        fill("b")
+        claimed(database, "r2")
+        fill("c")
+
+        with pytest.raises(TooManyRuns, match=r"r1, r2.*SCORING_MAX_ACTIVE_RUNS is 2"):
+            store.begin_run(proposed("r3"), RunLimits(active=2))
+
+        assert [run.run_id for run in store.active_runs()] == ["r1", "r2"]
+        assert pending(database) == [("c", 0)]
+
+    def test_with_nothing_to_do_the_limit_does_not_matter(
+        self, fill: Fill, database: Database, store: RunStore
+    ) -> None:
+        fill("a")
+        claimed(database, "r1")
+
+        assert store.begin_run(proposed("r2"), RunLimits(active=1)) is None
+
+    def test_a_run_that_ended_makes_room(
+        self, fill: Fill, database: Database, store: RunStore
+    ) -> None:
+        fill("a")
+        ended(database, claimed(database, "r1"))
+
+        assert store.begin_run(proposed("r2"), RunLimits(active=1)) is not None
+
+    @pytest.mark.parametrize(("limit", "starts"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3)])
+    def test_of_a_backlog_a_run_takes_the_oldest_windows(
+        self, fill: Fill, database: Database, store: RunStore, limit: int, starts: int
+    ) -> None:
+        fill("a", "b", windows=3)
+
+        run = store.begin_run(proposed("r1", 2 * MINUTE), RunLimits(windows=limit))
+
+        assert run is not None
+        assert run.last_start == (starts - 1) * MINUTE
+        while store.claim(run, 100):
+            pass
+        assert windows_of(database, run) == [
+            ("d", sensor, start * MINUTE) for sensor in "ab" for start in range(starts)
+        ]
+
+    def test_a_run_within_the_limit_takes_what_comes_in_until_it_has_claimed(
+        self, fill: Fill, store: RunStore
+    ) -> None:
+        fill("a")
+
+        run = store.begin_run(proposed(last_start=9 * MINUTE), RunLimits(windows=100))
+
+        assert run is not None
+        assert run.last_start == 9 * MINUTE
+
+
+class TestFailedParts:
+    @pytest.fixture
+    def run(self, fill: Fill, database: Database, store: RunStore) -> ScoringRun:
+        """Give a scored run of two parts, the first of which is indexed."""
+        fill("a", "b")
+        run = exported(database, rows=[1, 1])
+        store.index_part(run, 0, "t1", predictions(("d", "a", 0, 1.0)))
+        put_into(database, run, RunState.SCORED)
+        return run
+
+    def test_a_run_completes_without_them_and_their_windows_are_pending(
+        self, database: Database, store: RunStore, run: ScoringRun
+    ) -> None:
+        store.fail_parts(run, {1: "out of memory"})
+
+        assert store.finish(run, 100, NOW)
+
+        assert store.run("r1").state == RunState.COMPLETED
+        assert pending(database) == [("b", 0)]
+        assert [part.cause for part in store.parts(run)] == ["", "out of memory"]
+        assert SqlQueries(database).run("r1").failed_parts == 1
+
+    def test_the_windows_go_back_in_chunks_and_the_last_one_ends_the_run(
+        self, fill: Fill, database: Database, store: RunStore
+    ) -> None:
+        fill("a", "b", "c")
+        run = exported(database, rows=[3])
+        put_into(database, run, RunState.SCORED)
+        store.fail_parts(run, {0: "out of memory"})
+
+        steps = [store.finish(run, 1, NOW) for _ in range(4)]
+
+        assert steps == [False, False, False, True]
+        assert pending(database) == [("a", 0), ("b", 0), ("c", 0)]
+
+    def test_one_that_was_indexed_meanwhile_has_not_failed(
+        self, store: RunStore, run: ScoringRun
+    ) -> None:
+        store.fail_parts(run, {0: "no predictions"})
+
+        assert store.parts(run)[0].cause == ""
+
+    def test_nothing_of_one_is_indexed_afterwards(
+        self, database: Database, store: RunStore, run: ScoringRun
+    ) -> None:
+        store.fail_parts(run, {1: "no predictions"})
+
+        assert not store.index_part(run, 1, "t2", predictions(("d", "b", 0, 1.0)))
+        assert len(contents(database)["predictions"]) == 1
+
+    @pytest.mark.parametrize("state", [state for state in RunState if state.gives_back])
+    def test_nothing_is_indexed_of_a_run_that_gives_its_windows_back(
+        self, database: Database, store: RunStore, run: ScoringRun, state: RunState
+    ) -> None:
+        put_into(database, run, state)
+
+        assert not store.index_part(run, 1, "t1", predictions(("d", "b", 0, 1.0)))
+
+    def test_a_part_with_two_rows_of_one_window_is_refused_whole(
+        self, database: Database, store: RunStore, run: ScoringRun
+    ) -> None:
+        said = predictions(("d", "b", 0, 1.0), ("d", "b", 0, 2.0))
+
+        with pytest.raises(InvalidPart, match=r"part-00001.parquet has two rows of one window"):
+            store.index_part(run, 1, "t1", said)
+
+        assert len(contents(database)["predictions"]) == 1
+
+    @pytest.mark.parametrize("text", ["x" * 700, "a\0b", "\U0001f600" * 500, "\0" * 401])
+    def test_a_reason_is_stored_whatever_it_is(
+        self, database: Database, store: RunStore, run: ScoringRun, text: str
+    ) -> None:
+        said = predictions(("d", "b", 0, None), status="model_failed", reason=text)
+
+        assert store.index_part(run, 1, "t1", said)
+
+        (window,) = SqlQueries(database).windows("d", "b", None, None, 1)
+        assert window.reason == text[:400].replace("\0", "\ufffd")
+
+    @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "half \ud83d a pair"])
+    def test_so_is_every_other_text_that_is_not_ours(
+        self, database: Database, store: RunStore, run: ScoringRun, text: str
+    ) -> None:
+        store.note(run, text)
+        store.note_engine(run, text, text)
+        store.fail_parts(run, {1: text})
+        store.save_suspects([Suspect("d", "b", "v1", 1, 1, 1, 0, text)])
+
+        cleaned = text.replace("\0", "\ufffd").replace("\ud83d", "?")
+        assert store.run("r1").cause == cleaned[:2000]
+        assert SqlQueries(database).run("r1").engine_status == cleaned[:200]
+        assert store.parts(run)[1].cause == cleaned[:1000]
+        assert [suspect.cause for suspect in store.suspects()] == [cleaned[:400]]
+
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_a_name_that_the_database_refuses_makes_the_part_invalid(
+        self, store: RunStore, run: ScoringRun
+    ) -> None:
+        with pytest.raises(InvalidPart, match=r"part-00001.parquet cannot be stored"):
+            store.index_part(run, 1, "t1", predictions(("d\0", "b", 0, 1.0)))
+
+    def test_a_suspect_that_the_engine_has_scored_is_one_no_longer(
+        self, store: RunStore, run: ScoringRun
+    ) -> None:
+        suspects = [Suspect("d", sensor, "v1", 1, 1, 1, 0, "why") for sensor in "ab"]
+        store.save_suspects(suspects)
+
+        store.clear_suspects(run)
+
+        assert store.suspects() == suspects[1:]
+
+
+class TestJobs:
+    @pytest.mark.parametrize("state", RunState)
+    def test_a_run_is_given_to_the_engine_only_while_it_may_be(
+        self, fill: Fill, database: Database, store: RunStore, state: RunState
+    ) -> None:
+        fill("a")
+        run = exported(database)
+        put_into(database, run, state)
+        may_be = state in {RunState.EXPORTED, RunState.SUBMITTED, RunState.RUNNING}
+
+        assert store.open_job(run) is may_be
+        assert store.run("r1").job_is_open is may_be
+
+    def test_a_job_is_open_until_it_is_closed_also_after_its_run(
+        self, fill: Fill, database: Database, store: RunStore
+    ) -> None:
+        fill("a")
+        run = exported(database)
+        store.open_job(run)
+        assert store.open_jobs() == []
+
+        ended(database, run, RunState.CANCELING, "canceled")
+
+        assert [one.run_id for one in store.open_jobs()] == ["r1"]
+        (job,) = SqlQueries(database).status().open_jobs
+        assert (job.run_id, job.state, job.ended_at) == ("r1", RunState.CANCELED, NOW)
+        store.close_job(run)
+        assert store.open_jobs() == []
+
+    def test_losses_are_counted(self, fill: Fill, database: Database, store: RunStore) -> None:
+        fill("a")
+        run = exported(database)
+
+        assert [store.lose_job(run, NOW) for _ in range(3)] == [1, 2, 3]
 
 
 class TestClaiming:

@@ -13,7 +13,7 @@ from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.bootstrap import App
-from scoring.errors import Misconfigured, ScoringError, Transient
+from scoring.errors import Misconfigured, ScoringError, TooManyRuns, Transient
 from scoring.fleet import Model, Training, train_model
 from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
 from scoring.runs import RunState, ScoringRun
@@ -295,3 +295,149 @@ def test_a_run_that_failed_after_all_has_the_cause_of_its_failure(
     app.watch(NOW, "000000")
 
     assert app.queries.run(runs[0]).cause == "out of memory"
+
+
+HOUR = timedelta(hours=1)
+
+
+def queued(app: App, engine: ScriptedEngine, run: str, status: str) -> None:
+    engine.said[run] = EngineReport(EngineState.QUEUED, status=status)
+
+
+def test_a_run_that_waits_too_long_fails_and_says_what_it_waited_for(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    queued(app, engine, runs[0], "Running, step score: Queued, nodes: none")
+
+    app.watch(NOW + 2 * HOUR, "000000")
+    waiting = states(app)
+    app.watch(NOW + 2 * HOUR + timedelta(seconds=1), "000001")
+
+    assert waiting == ["submitted", "running", "running"]
+    failed = app.queries.run(runs[0])
+    assert failed.state == RunState.FAILED
+    assert failed.cause == (
+        "not started within 2:00:00, and canceled then; the engine says: Running, step score:"
+        " Queued, nodes: none"
+    )
+    assert failed.job_is_open
+
+
+def test_the_deadline_counts_from_when_the_engine_began(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    began = instants.of(NOW + 5 * HOUR)
+    engine.said[runs[0]] = EngineReport(EngineState.RUNNING, started=began)
+
+    app.watch(NOW + 11 * HOUR, "000000")
+    going = app.queries.run(runs[0]).state
+    app.watch(NOW + 11 * HOUR + timedelta(seconds=1), "000001")
+
+    assert going == RunState.RUNNING
+    failed = app.queries.run(runs[0])
+    assert failed.state == RunState.FAILED
+    assert failed.cause.startswith("not done within 6:00:00 of its start")
+
+
+def test_a_run_whose_start_is_not_known_has_both_limits(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    app.watch(NOW + 8 * HOUR, "000000")
+    going = app.queries.run(runs[0]).state
+    app.watch(NOW + 8 * HOUR + timedelta(seconds=1), "000001")
+
+    assert going == RunState.RUNNING
+    assert app.queries.run(runs[0]).cause.startswith("not done within 8:00:00,")
+
+
+def test_a_run_that_the_engine_loses_is_given_to_it_a_number_of_times(
+    app: App, engine: ScriptedEngine, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(ScriptedEngine, "poll", lambda *_: None)
+    monkeypatch.setattr(ScriptedEngine, "submit", lambda _, order: given.append(order.run_id))
+
+    for turn in range(12):
+        app.watch(NOW, f"{turn:06}")
+
+    assert given == runs * 10
+    assert states(app) == ["failed"] * 3
+    assert app.queries.run(runs[0]).cause == "the engine lost the run 11 times"
+
+
+def test_a_run_that_cannot_be_submitted_is_given_up_when_it_has_waited(
+    app: App, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: ScriptedEngine, __: ScoringOrder) -> None:
+        raise Misconfigured(["no pipeline is published"])
+
+    monkeypatch.setattr(ScriptedEngine, "submit", refuse)
+    rows = partials({("d", "s1", BEGIN): [1.0]})
+    save(app.database, P0, partials=rows, watermark=BEGIN, last_enqueued=BEGIN)
+    for _ in range(2):
+        with pytest.raises(Misconfigured):
+            app.submit("timer", app.shelf.current(), NOW, "000009")
+            app.watch(NOW + 2 * HOUR, "000000")
+    app.watch(NOW + 2 * HOUR + timedelta(seconds=1), "000000")
+
+    (run,) = app.queries.runs(9)
+    assert (run.state, run.cause) == (
+        RunState.FAILED,
+        "not submitted within 2:00:00: settings: no pipeline is published",
+    )
+    assert app.queries.status().pending == 1
+
+
+def test_the_job_of_a_run_that_has_ended_is_canceled_until_it_has_ended_too(
+    app: App, engine: ScriptedEngine, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canceled: list[str] = []
+    monkeypatch.setattr(ScriptedEngine, "cancel", lambda _, run_id: canceled.append(run_id))
+    app.watch.cancel(runs[0], NOW)
+
+    app.watch(NOW, "000000")
+    (job,) = app.queries.status().open_jobs
+    engine.said[runs[0]] = EngineReport(EngineState.CANCELED)
+    app.watch(NOW, "000001")
+
+    assert canceled == [runs[0]] * 2
+    assert (job.run_id, job.engine_status) == (runs[0], "running")
+    assert app.queries.status().open_jobs == []
+    assert app.queries.run(runs[0]).state == RunState.CANCELED
+
+
+def test_what_keeps_the_job_of_a_run_that_has_ended_from_being_followed_is_no_failure(
+    app: App, engine: ScriptedEngine, runs: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    app.watch.cancel(runs[0], NOW)
+    engine.said[runs[0]] = Misconfigured(["access is denied"])
+
+    app.watch(NOW, "000000")
+
+    assert [vars(record)["run"] for record in caplog.records] == [runs[0]]
+    assert app.queries.status().open_jobs[0].run_id == runs[0]
+
+
+def test_a_run_is_canceled_though_the_engine_cannot_be_asked(
+    app: App, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: ScriptedEngine, __: str) -> None:
+        message = "no route"
+        raise Transient(message)
+
+    monkeypatch.setattr(ScriptedEngine, "cancel", refuse)
+
+    assert app.watch.cancel(runs[0], NOW).state == RunState.CANCELED
+    assert app.queries.run(runs[0]).job_is_open
+
+
+def test_a_timer_that_finds_too_many_runs_makes_none_and_says_why(
+    app: App, runs: list[str]
+) -> None:
+    rows = partials({("d9", "s1", BEGIN): [1.0]})
+    save(app.database, P0, partials=rows, watermark=BEGIN, last_enqueued=BEGIN)
+
+    with pytest.raises(TooManyRuns, match="3 runs are active"):
+        app.submit("timer", app.shelf.current(), NOW, "000009")
+
+    assert app.queries.status().pending == 1
