@@ -67,6 +67,7 @@ class EndRuns:
             self._suspect(run, evidence, now, guess=True)
             causes = {number: cause or "no predictions" for number, cause in evidence.items()}
             self.store.fail_parts(run, causes)
+        self.store.clear_suspects(run)
         parts = self.store.parts(run)
         if failed := [part for part in parts if part.etag is None]:
             cause = _summary(failed, len(parts))
@@ -75,7 +76,6 @@ class EndRuns:
                 return
             self.store.note(run, f"{cause}; their windows are pending again")
         self._note_aside(run, parts)
-        self.store.clear_suspects(run)
         self.finish(run, now)
 
     def fail(self, run: ScoringRun, now: datetime, cause: str) -> None:
@@ -136,7 +136,7 @@ class EndRuns:
             self.engine.cancel(run.run_id)
 
     def index_new(self, run: ScoringRun) -> dict[int, str]:
-        """Index the parts that are there and were not indexed; gives what is wrong with any."""
+        """Index the parts that are there and were not indexed; return what is wrong with any."""
         parts = {
             run.prediction_prefix + part_name(part.number): part for part in self.store.parts(run)
         }
@@ -154,7 +154,7 @@ class EndRuns:
         return problems
 
     def _evidence(self, run: ScoringRun, problems: Mapping[int, str]) -> dict[int, str]:
-        """Tell why parts that are not indexed failed, by number; empty where that is not known."""
+        """Return why parts that are not indexed failed, by number; empty where that is not known."""
         missing = [part.number for part in self.store.parts(run) if part.etag is None]
         if not missing:
             return {}
@@ -214,7 +214,7 @@ class EndRuns:
             self.store.save_suspects(changed)
 
     def _sensors(self, run: ScoringRun, number: int) -> tuple[tuple[str, str], ...]:
-        """Name the sensors of an input part; none where the part itself is what is damaged."""
+        """Return the sensors of an input part; none where the part itself is what is damaged."""
         name = run.input_prefix + part_name(number)
         try:
             data, _ = self.blobs.read(name)

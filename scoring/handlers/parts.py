@@ -161,7 +161,7 @@ class Parts:
         ]
 
     def _numbered(self) -> list[tuple[int, int]]:
-        """Give the number of each part that has rows, and where its rows are gathered."""
+        """Return the number of each part that has rows, and where its rows are gathered."""
         ordinary = [(key, key) for key in self._rows if key < self._count]
         first = self._count + 1
         return ordinary + [

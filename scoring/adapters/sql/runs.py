@@ -403,7 +403,7 @@ def _same_window(left: Any, right: Any) -> ColumnElement[bool]:
 
 
 def _locked_state(connection: Connection, run: ScoringRun) -> RunState:
-    """Lock the run's row for the rest of the transaction; gives its state."""
+    """Lock the run's row for the rest of the transaction; return its state."""
     mine = runs.c.number == run.number
     connection.execute(update(runs).where(mine).values(state=runs.c.state))
     return RunState(connection.execute(select(runs.c.state).where(mine)).scalar_one())
@@ -430,7 +430,7 @@ def _hand_over(
 
 
 def _newer_owner(run: ScoringRun) -> ColumnElement[Any]:
-    """Give who owns a partial once a run gives it back: nobody, so that it is pending.
+    """Return the owner of a partial once a run gives it back: none, so that it is pending.
 
     Or the newer run that has claimed another partial of the window, which late readings of
     another partition have made: that run scores the whole window.
@@ -442,7 +442,7 @@ def _newer_owner(run: ScoringRun) -> ColumnElement[Any]:
 
 
 def _last_start(connection: Connection, run: ScoringRun, windows: int) -> int | None:
-    """Give the newest window start of a run that takes about `windows`; None if there is none.
+    """Return the newest window start of a run that takes about `windows`; None if there is none.
 
     All of the oldest start belong to it, however many they are.
     """
@@ -476,7 +476,7 @@ def _has_failed_parts(connection: Connection, run: ScoringRun) -> bool:
 
 
 def _is_unanswered(run: ScoringRun) -> ColumnElement[bool]:
-    """Tell which partials are of windows that have no prediction of the run, or of a newer one."""
+    """Return which partials are of windows that have no prediction of the run, or of a newer one."""
     same = _same_window(predictions.c, window_partials.c)
     return ~exists().where(same, predictions.c.run_number >= run.number)
 
