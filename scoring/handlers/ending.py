@@ -154,7 +154,7 @@ class EndRuns:
         return problems
 
     def _evidence(self, run: ScoringRun, problems: Mapping[int, str]) -> dict[int, str]:
-        """Return why parts that are not indexed failed, by number; empty where that is not known."""
+        """Return why parts that are not indexed failed, by number; empty where not known."""
         missing = [part.number for part in self.store.parts(run) if part.etag is None]
         if not missing:
             return {}

@@ -476,7 +476,7 @@ def _has_failed_parts(connection: Connection, run: ScoringRun) -> bool:
 
 
 def _is_unanswered(run: ScoringRun) -> ColumnElement[bool]:
-    """Return which partials are of windows that have no prediction of the run, or of a newer one."""
+    """Return which partials are of windows without a prediction of the run, or of a newer one."""
     same = _same_window(predictions.c, window_partials.c)
     return ~exists().where(same, predictions.c.run_number >= run.number)
 
