@@ -11,6 +11,7 @@ _LABEL = r"[A-Za-z0-9](?:[\w-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
 _AUTHORITY = r"(?:[^:/]*(?::[^@]*)?@)?(?:\[[^]/?]+\]|[^:/?\[]*)(?::\d{1,5})?"
 _DATABASE_URL = re.compile(rf"([\w-]+)(?:\+\w+)?://{_AUTHORITY}(?:[/?].*)?")
+_FILE_HUB = re.compile(r"file-[0-9a-f]{12}")
 _DATABASES = ("postgresql", "sqlite")
 _WORKSPACE = re.compile(
     r"/subscriptions/[^/\s]+/resourceGroups/[^/\s]+"
@@ -99,10 +100,18 @@ def container(text: str) -> str:
 
 def event_hub(text: str) -> str:
     """Read the name of an event hub, or nothing."""
+    if is_file_hub(text):
+        message = "is a name that stands for a file of readings here: the event hub needs another"
+        raise ValueError(message)
     if not text or re.fullmatch(r"(?=.{1,256}\Z)[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?", text, re.ASCII):
         return text
     message = "is not the name of an event hub: letters, digits, periods, hyphens, underscores"
     raise ValueError(message)
+
+
+def is_file_hub(name: str) -> bool:
+    """Return whether a hub's name is one that stands for a file of readings."""
+    return _FILE_HUB.fullmatch(name) is not None
 
 
 def consumer_group(text: str) -> str:

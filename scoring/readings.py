@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from scoring import instants
+from scoring import addresses, instants
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -44,6 +44,11 @@ class Partition:
 
     def __str__(self) -> str:
         return f"{self.hub}/{self.id}"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is a partition of a file, whose enqueued times say little."""
+        return addresses.is_file_hub(self.hub)
 
 
 @dataclass(frozen=True, slots=True)

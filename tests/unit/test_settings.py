@@ -346,6 +346,13 @@ def test_every_form_that_a_setting_can_have_is_taken(key: str, text: str) -> Non
     Settings.load({PREFIX + key: text} | way)
 
 
+def test_an_event_hub_cannot_have_a_name_that_stands_for_a_file() -> None:
+    way = {"SCORING_EVENT_HUB_CONNECTION": CONNECTION}
+
+    assert len(problems(EVENT_HUB="file-0123456789ab", EVENT_HUB_CONNECTION=CONNECTION)) == 1
+    Settings.load({"SCORING_EVENT_HUB": "file-uploads"} | way)
+
+
 def test_an_event_hub_has_one_way_to_it() -> None:
     both = {"EVENT_HUB_CONNECTION": CONNECTION, "EVENT_HUB_NAMESPACE": "fleet.example"}
 
