@@ -29,7 +29,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.aggregates import WindowTable, aggregate
 from scoring.handlers.ingest import Ingest
 from scoring.readings import EventBatch, Partition, ReadingDecoder
-from scoring.windows import last_final_start
+from scoring.windows import Windowing, last_final_start
 
 BATCH = 1_000
 KEYS = 1_000
@@ -172,8 +172,7 @@ def handler(batches: list[EventBatch]) -> int:
             SqlIngestStore(database),
             FolderBlobs(Path(folder)),
             ReadingDecoder(),
-            WINDOW,
-            LATENESS,
+            Windowing(WINDOW, LATENESS, LATENESS),
         )
         begin = time.perf_counter()
         for batch in batches:

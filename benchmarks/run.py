@@ -70,7 +70,8 @@ def _windows(random: np.random.Generator, sensors: range, windows: int, size: in
     starts = [instants.of(START) + i * size for i in range(windows)]
     keys = [(*sensor_name(number), start) for number in sensors for start in starts]
     count = np.full(rows, 30)
-    return Partials(keys, count, mean, std**2 * 30, low, high, last, np.array([k[2] for k in keys]))
+    times, late = np.array([key[2] for key in keys]), np.zeros(rows, dtype=np.int64)
+    return Partials(keys, count, mean, std**2 * 30, low, high, last, times, late)
 
 
 def _models(models: int, detectors: list[Any]) -> Iterator[Model]:

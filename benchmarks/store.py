@@ -32,6 +32,7 @@ from scoring.adapters.sql.schema import rejects, segments, window_partials
 from scoring.errors import Transient
 from scoring.handlers.ingest import Ingest
 from scoring.readings import EventBatch, Partition, ReadingDecoder
+from scoring.windows import Windowing
 from tests.servers import PostgreSql, postgresql
 from tests.services import postgresql_programs
 
@@ -81,7 +82,8 @@ def work(place: Place, partition: int, count: int, start: Any, found: Any) -> No
     batches = [event_batch(partition, number) for number in range(count)]
     database = Database(place.url)
     ingest = Ingest(
-        *(SqlIngestStore(database), FolderBlobs(place.folder), ReadingDecoder(), WINDOW, LATENESS)
+        *(SqlIngestStore(database), FolderBlobs(place.folder), ReadingDecoder()),
+        Windowing(WINDOW, LATENESS, LATENESS),
     )
     with database.read():
         start.wait()

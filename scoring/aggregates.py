@@ -34,6 +34,9 @@ class Partials:
     last, last_time
         Value with the greatest event time (epoch microseconds); of several, the greatest value,
         so that the order of merging decides nothing.
+    late_enqueued
+        Enqueued time of the newest reading that came when the window was final already (epoch
+        microseconds), 0 where none did; int64.
     """
 
     keys: list[Key]
@@ -44,6 +47,7 @@ class Partials:
     max: F64
     last: F64
     last_time: I64
+    late_enqueued: I64
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -61,6 +65,7 @@ class Partials:
             self.max[mask],
             self.last[mask],
             self.last_time[mask],
+            self.late_enqueued[mask],
         )
 
     def std(self) -> F64:
@@ -69,13 +74,20 @@ class Partials:
         return deviation
 
 
-def aggregate(readings: Readings, window: int) -> Partials:
-    """Aggregate readings over tumbling windows of `window` microseconds."""
+def aggregate(readings: Readings, window: int, late_enqueued: I64 | None = None) -> Partials:
+    """Aggregate readings over tumbling windows of `window` microseconds.
+
+    Parameters
+    ----------
+    late_enqueued
+        Enqueued times of late readings, 0 of all others; None if none is late.
+    """
     starts = window_starts(readings.event_time, window).tolist()
     keys = list(zip(readings.device, readings.sensor, starts, strict=True))
     value = readings.value
     one, zero = np.ones(len(keys), dtype=np.int64), np.zeros(len(keys))
-    return combine(Partials(keys, one, value, zero, value, value, value, readings.event_time))
+    late = np.zeros(len(keys), dtype=np.int64) if late_enqueued is None else late_enqueued
+    return combine(Partials(keys, one, value, zero, value, value, value, readings.event_time, late))
 
 
 def merge(left: Partials, right: Partials) -> Partials:
@@ -90,6 +102,7 @@ def merge(left: Partials, right: Partials) -> Partials:
             np.concatenate([left.max, right.max]),
             np.concatenate([left.last, right.last]),
             np.concatenate([left.last_time, right.last_time]),
+            np.concatenate([left.late_enqueued, right.late_enqueued]),
         )
     )
 
@@ -110,7 +123,11 @@ def combine(rows: Partials) -> Partials:
     lowest, highest = np.full(size, np.inf), np.full(size, -np.inf)
     np.minimum.at(lowest, slot, rows.min)
     np.maximum.at(highest, slot, rows.max)
-    return Partials(groups, total.astype(np.int64), mean, m2, lowest, highest, last, last_time)
+    late = np.zeros(size, dtype=np.int64)
+    if rows.late_enqueued.any():
+        np.maximum.at(late, slot, rows.late_enqueued)
+    count = total.astype(np.int64)
+    return Partials(groups, count, mean, m2, lowest, highest, last, last_time, late)
 
 
 def _slots(keys: list[Key]) -> tuple[npt.NDArray[np.intp], list[Key]]:
@@ -148,7 +165,7 @@ class WindowTable:
 
     def _clear(self) -> None:
         self._index: dict[Key, int] = {}
-        self._numbers = np.empty((2, 0), dtype=np.int64)
+        self._numbers = np.empty((3, 0), dtype=np.int64)
         self._values = np.empty((5, 0))
 
     def __len__(self) -> int:
@@ -166,7 +183,8 @@ class WindowTable:
         fresh = partials.where(new)
         self._index.update(zip(fresh.keys, count(known), strict=False))
         self._grow(len(self._index))
-        self._numbers[:, known : len(self._index)] = fresh.count, fresh.last_time
+        numbers = fresh.count, fresh.last_time, fresh.late_enqueued
+        self._numbers[:, known : len(self._index)] = numbers
         self._values[:, known : len(self._index)] = (
             *(fresh.mean, fresh.m2, fresh.min, fresh.max),
             fresh.last,
@@ -186,9 +204,9 @@ class WindowTable:
         return windows.where(starts <= last_start)
 
     def _windows(self) -> Partials:
-        readings, last_time = self._numbers[:, : len(self)]
+        readings, last_time, late = self._numbers[:, : len(self)]
         mean, m2, low, high, last = self._values[:, : len(self)]
-        return Partials(list(self._index), readings, mean, m2, low, high, last, last_time)
+        return Partials(list(self._index), readings, mean, m2, low, high, last, last_time, late)
 
     def _grow(self, size: int) -> None:
         """Make room, twice what is needed: growing then costs a constant share."""
@@ -199,12 +217,13 @@ class WindowTable:
 
     def _merge(self, places: npt.NDArray[np.intp], p: Partials) -> None:
         """Merge partials into the windows that stand at `places`, by Chan's formula."""
-        n, last_time = self._numbers[:, places]
+        n, last_time, late = self._numbers[:, places]
         mean, m2, low, high, last = self._values[:, places]
         total = n + p.count
         delta, share = p.mean - mean, p.count / total
         later = (p.last_time > last_time) | ((p.last_time == last_time) & (p.last > last))
-        self._numbers[:, places] = total, np.maximum(last_time, p.last_time)
+        newest = np.maximum(last_time, p.last_time)
+        self._numbers[:, places] = total, newest, np.maximum(late, p.late_enqueued)
         self._values[:, places] = (
             mean + delta * share,
             m2 + p.m2 + delta * delta * n * share,

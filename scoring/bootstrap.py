@@ -24,6 +24,7 @@ from scoring.adapters.sql.runs import SqlRunStore
 from scoring.errors import Misconfigured, NotFound, ScoringError
 from scoring.handlers.ending import EndRuns
 from scoring.handlers.fleets import FleetShelf
+from scoring.handlers.hub import HubProgress
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.ingest import Ingest, IngestOutcome
 from scoring.handlers.logs import RunLogs
@@ -31,11 +32,13 @@ from scoring.handlers.models import CheckFleet, ImportModels, TrainFleet
 from scoring.handlers.repair import RebuildWindows, RepairGaps, ReplayRejects
 from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
+from scoring.horizon import HorizonRules
 from scoring.ports import Blobs, Engine, EventLog
 from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunLimits, ScoringRun, Tolerance
 from scoring.settings import DEFAULT_WINDOW, PREFIX, Settings
 from scoring.storage import storage_errors
+from scoring.windows import Windowing
 
 POLL = 0.05
 """Seconds between two looks at a run of this process."""
@@ -287,10 +290,16 @@ class App:
             store=self.ingest_store,
             blobs=self.blobs,
             decoder=ReadingDecoder(fields or settings.field_names, settings.max_future_skew),
-            window=self.window,
-            allowed_lateness=settings.allowed_lateness,
+            windowing=Windowing(self.window, settings.allowed_lateness, settings.watermark_lag),
             raw_segments=settings.raw_segments,
+            log=self.event_log,
         )
+
+    @Part
+    def hub_progress(self) -> HubProgress:
+        """How far ingest is behind the event hub."""
+        rules = HorizonRules(self.settings.idle_timeout, self.settings.stall_timeout)
+        return HubProgress(self.ingest_store, self.event_log, rules)
 
     def ingest_events(self, batch: EventBatch) -> IngestOutcome:
         """Apply an event batch."""
@@ -346,9 +355,9 @@ class App:
             store=SqlRunStore(self.database),
             blobs=self.blobs,
             engine=self.engine,
+            hub=self.hub_progress,
             window=self.window,
             allowed_lateness=self.settings.allowed_lateness,
-            idle_timeout=self.settings.idle_timeout,
             part_rows=self.settings.part_rows,
             limits=RunLimits(self.settings.max_active_runs, self.settings.max_run_windows),
         )
@@ -420,7 +429,7 @@ class App:
     @Part
     def repair_gaps(self) -> RepairGaps:
         """The repair handler."""
-        return RepairGaps(self.ingest_store, self.event_log, self.ingest())
+        return RepairGaps(self.ingest_store, self.event_log, self.ingest(), self.hub_progress)
 
     @Part
     def replay_rejects(self) -> ReplayRejects:

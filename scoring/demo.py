@@ -183,7 +183,7 @@ class SimulatedDemo:
     def _score(self, now: datetime) -> None:
         """Do what the timers would: repair gaps, train once, submit a run and see it through."""
         with self._stages.timed("repair", "events"):
-            repaired = self._app.repair_gaps()
+            repaired = self._app.repair_gaps(instants.of(now))
             self._stages.count("repair", repaired.events)
         version = self._fleet(now)
         _score_pending(self._app, version, now, self._stages)

@@ -11,7 +11,9 @@
     |   `-- InvalidPart         an input or prediction part: not Parquet, columns, row count
     |-- NotFound                no such run, blob, model
     |-- Conflict                somebody else holds it, or its state does not allow this
-    |   `-- TooManyRuns         as many runs are active as may be
+    |   `-- CannotBegin         no run may begin now
+    |       |-- TooManyRuns     as many runs are active as may be
+    |       `-- RebuildUnderWay windows are being rebuilt
     |-- Transient               busy, locked, unreachable: the same again may succeed
     |-- DataRefused             the database refuses a value: the same again is refused again
     |-- StorageUnusable         disk full, folder read-only, database file damaged
@@ -68,8 +70,16 @@ class Conflict(ScoringError):
     """Another process holds the thing, or its state does not allow what was asked."""
 
 
-class TooManyRuns(Conflict):
+class CannotBegin(Conflict):
+    """No run may begin now; the text names what has to end first."""
+
+
+class TooManyRuns(CannotBegin):
     """As many runs are active as may be; the text names them."""
+
+
+class RebuildUnderWay(CannotBegin):
+    """Windows are being rebuilt."""
 
 
 class DataRefused(ScoringError):

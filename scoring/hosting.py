@@ -16,12 +16,12 @@ from scoring.adapters.telemetry import Telemetry, show_facts, telemetry
 from scoring.bootstrap import App, nonce, now, settings_from_environment
 from scoring.errors import (
     BadInput,
+    CannotBegin,
     Conflict,
     InvalidFleet,
     InvalidPart,
     Misconfigured,
     NotFound,
-    TooManyRuns,
     cause_of,
 )
 from scoring.handlers.ending import EndRuns
@@ -77,7 +77,7 @@ class HostedApp(App):
         done: list[IngestOutcome] = []
         with self._invocation("repair.gaps", past_due=past_due) as said:
             try:
-                self.repair_gaps(done.append)
+                self.repair_gaps(instants.of(now()), done.append)
             finally:
                 said.update(_facts(outcome := sum(done, IngestOutcome())))
         return outcome
@@ -97,7 +97,7 @@ class HostedApp(App):
             applied = self.ingest_store.applied(self.settings.event_hub)
             try:
                 run = self.submit("timer", version, now(), nonce())
-            except TooManyRuns as error:
+            except CannotBegin as error:
                 # What is pending stays so, and makes the next run larger.
                 said |= {"run": None, "waits": str(error)}
                 return None

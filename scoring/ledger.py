@@ -4,8 +4,12 @@ Event Hubs delivers at least once, and the Functions host moves its checkpoint e
 batches whose handling failed. So what counts is kept here, in the same transaction as the effect
 of the events: duplicates are dropped, and what never came stays on record as a gap.
 
-A hub that was deleted and made again counts from 0 again. A low sequence number that the hub took
-later than everything applied so far therefore opens a new epoch of the partition.
+A hub that was deleted and created again numbers its events from 0 again. What was applied of each
+of these hubs is an *epoch* of the partition. An event belongs to the newest epoch whose hub existed
+when the event was enqueued. When a hub was created is known from the hub itself, which is asked
+where an event could be of a newer hub: after a pause that is long enough for a hub to be created
+again. Of an event log that cannot tell, a new hub is recognised by its numbers: an event that was
+enqueued later than all others and has a lower number than one of them is of a newer hub.
 """
 
 from collections.abc import Iterable
@@ -21,24 +25,56 @@ Range = tuple[int, int]
 CLOCK_TOLERANCE = 1_000_000
 """Microseconds by which a hub's clock may step back when another broker takes a partition over.
 
-Deleting a hub and making it again takes longer."""
+Deleting a hub and creating it again takes longer."""
 _AFTER = CLOCK_TOLERANCE + 1
 
 
 @dataclass(frozen=True, slots=True)
+class HubAnswer:
+    """What a hub answered when it was asked about one of its partitions.
+
+    Attributes
+    ----------
+    created
+        When the hub was created, epoch microseconds UTC; None of an event log that cannot tell.
+    beginning
+        The lowest sequence number that is retained.
+    last, last_enqueued
+        The highest sequence number that was ever given, -1 if none was, and when that event was
+        enqueued, epoch microseconds UTC.
+    is_empty
+        No event is retained: `beginning` says nothing.
+    """
+
+    created: int | None
+    beginning: int
+    last: int
+    last_enqueued: int
+    is_empty: bool = False
+
+    @property
+    def first(self) -> int:
+        """The first sequence number that can still be delivered."""
+        return self.last + 1 if self.is_empty else self.beginning
+
+
+@dataclass(frozen=True, slots=True)
 class Epoch:
-    """What was applied of one partition since its hub was made.
+    """What was applied of one partition since its hub was created.
 
     Everything in ``[first_sequence, high_water]`` was applied but for the `gaps`. Numbers below
-    `first_sequence` were not expected (a new consumer need not begin at 0); if they come, they
-    are applied too.
+    `first_sequence` were not retained when the partition was first seen; if they come, they are
+    applied too.
 
     Attributes
     ----------
     first_enqueued, last_enqueued
-        Enqueued times of the lowest and the highest number applied, epoch microseconds UTC.
+        Smallest and greatest enqueued time of what was applied, epoch microseconds UTC; when the
+        hub was created while nothing was.
     gaps
         Ranges that were skipped by the delivery and not repaired yet, ascending.
+    created
+        When the hub was created, epoch microseconds UTC; None while that is not known.
     """
 
     number: int
@@ -47,6 +83,17 @@ class Epoch:
     first_enqueued: int
     last_enqueued: int
     gaps: tuple[Range, ...] = ()
+    created: int | None = None
+
+    @property
+    def is_unspoken(self) -> bool:
+        """Whether nothing of the epoch was applied."""
+        return self.high_water < self.first_sequence
+
+    @property
+    def began(self) -> int:
+        """The enqueued time from which on events are of this epoch, epoch microseconds UTC."""
+        return self.first_enqueued if self.created is None else self.created
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +112,71 @@ class Slice:
     events: I64
 
 
+def admit(
+    epochs: Iterable[Epoch], answer: HubAnswer, before: HubAnswer | None = None
+) -> list[Epoch]:
+    """Return the epochs that an answer of the hub opens or changes.
+
+    The first answer about a partition opens its first epoch, so that everything that is retained
+    then is expected. One of a hub that was created after all that was applied opens a new epoch,
+    of which everything from number 0 on is expected.
+
+    Parameters
+    ----------
+    before
+        The last answer that was heard. What it showed the old hub to hold beyond its high-water
+        mark is a gap of the old epoch.
+    """
+    known = sorted(epochs, key=lambda epoch: epoch.number)
+    if not known:
+        return [_unspoken(0, answer.first, answer.created)]
+    newest, created = known[-1], answer.created
+    if created is None or newest.created == created:
+        return []
+    if newest.created is None and created <= newest.last_enqueued + CLOCK_TOLERANCE:
+        return [replace(newest, created=created)]
+    if newest.created is not None and created < newest.created:
+        return []
+    opened = [_unspoken(newest.number + 1, 0, created)]
+    if before and before.created != created and before.last > newest.high_water:
+        opened.insert(0, skip(newest, before.last))
+    return opened
+
+
+def skip(epoch: Epoch, last: int) -> Epoch:
+    """Return the epoch with a gap after its high-water mark, up to `last`, which exists."""
+    gap = (epoch.high_water + 1, last)
+    return replace(epoch, high_water=last, gaps=(*epoch.gaps, gap)) if gap[0] <= last else epoch
+
+
+def is_in_doubt(epochs: Iterable[Epoch], enqueued_times: I64, answer: HubAnswer | None) -> bool:
+    """Return whether the hub must be asked before events of these times can be applied.
+
+    It must where the partition was never seen, and where a pause before an event is long enough
+    for the hub to have been created again. It need not where `answer`, the last one, was given
+    after the events, or is of an event log that cannot tell.
+    """
+    newest = max(epochs, key=lambda epoch: epoch.number, default=None)
+    if newest is None:
+        return True
+    if answer is not None and answer.created is None:
+        return False
+    start, end = newest.last_enqueued, int(enqueued_times.max())
+    if end <= start + CLOCK_TOLERANCE:
+        return False
+    if answer is not None and answer.created == newest.created and end <= answer.last_enqueued:
+        return False
+    times = np.sort(enqueued_times[enqueued_times > start])
+    return bool((np.diff(times, prepend=start) > CLOCK_TOLERANCE).any())
+
+
 def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -> list[Slice]:
     """Find the events of a batch that were not applied yet, and the ledger that follows.
 
     Parameters
     ----------
     epochs
-        All epochs of the partition, in any order; none for a partition that never spoke.
+        All epochs of the partition, in any order; without any, the first event begins one.
     sequence_numbers, enqueued_times
         Of the batch's events, shape (events,), in any order, repeats allowed.
 
@@ -80,80 +185,102 @@ def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -
     list of Slice
         One for each epoch that gained events, oldest first; empty if all were duplicates.
     """
-    known = sorted(epochs, key=lambda epoch: epoch.number)
-    slices: dict[int, Slice] = {}
-    for run in _runs(known, sequence_numbers, enqueued_times):
-        _apply_run(known, slices, run, sequence_numbers, enqueued_times)
-    return [slices[number] for number in sorted(slices)]
+    if not len(sequence_numbers):
+        return []
+    known = {epoch.number: epoch for epoch in epochs}
+    if not known:
+        first = int(sequence_numbers[np.lexsort((sequence_numbers, enqueued_times))[0]])
+        known[0] = Epoch(0, first, first - 1, 0, 0)
+    numbers = _epoch_of_each(known, sequence_numbers, enqueued_times)
+    slices = []
+    for number in np.unique(numbers).tolist():
+        events = np.flatnonzero(numbers == number)
+        if part := _apply(known[number], events, sequence_numbers, enqueued_times):
+            slices.append(part)
+    return slices
 
 
-def _runs(known: list[Epoch], sequence: I64, enqueued: I64) -> list[I64]:
-    """Cut the events, ordered by enqueued time, into runs that are each of one epoch.
+def _epoch_of_each(known: dict[int, Epoch], sequence: I64, enqueued: I64) -> I64:
+    """Return the number of the epoch that each event is of; adds epochs that begin to `known`."""
+    order = sorted(known)
+    oldest, newest = known[order[0]], known[order[-1]]
+    if oldest.created is not None and (enqueued < oldest.created - CLOCK_TOLERANCE).any():
+        # A hub that was deleted before the partition was first seen.
+        first = int(sequence[enqueued < oldest.created - CLOCK_TOLERANCE].min())
+        order.insert(0, oldest.number - 1)
+        known[order[0]] = Epoch(order[0], first, first - 1, 0, 0)
+    borders = np.array([known[number].began for number in order[1:]], dtype=np.int64)
+    # An epoch without events of its own, or with a wrong clock, never begins before an older one.
+    borders = np.maximum.accumulate(borders) - CLOCK_TOLERANCE
+    places = np.searchsorted(borders, enqueued, side="right")
+    _add_held_back(known, order, places, sequence, enqueued)
+    numbers = np.array(order, dtype=np.int64)[places]
+    if newest.created is None:
+        _split_where_numbers_fall(known, newest, numbers, sequence, enqueued)
+    return numbers
 
-    A cut is where sequence numbers fall, for there a hub was made anew, or an event stands twice;
-    and at the times that `_place` goes by.
-    """
-    order = np.lexsort((sequence, enqueued))
-    falls = np.flatnonzero(np.diff(sequence[order]) <= 0) + 1
-    borders = [
-        time
-        for epoch in known
-        for time in (epoch.first_enqueued - CLOCK_TOLERANCE, epoch.last_enqueued + _AFTER)
-    ]
-    cuts = {*falls.tolist(), *np.searchsorted(enqueued[order], borders).tolist()}
-    return [run for run in np.split(order, sorted(cuts)) if len(run)]
 
-
-def _apply_run(
-    known: list[Epoch], slices: dict[int, Slice], run: I64, sequence: I64, enqueued: I64
+def _add_held_back(
+    known: dict[int, Epoch], order: list[int], places: I64, sequence: I64, enqueued: I64
 ) -> None:
-    """Apply events of ascending number and enqueued time; updates `known` and `slices`."""
-    numbers = sequence[run]
-    place = _place(known, int(numbers[0]), int(numbers[-1]), int(enqueued[run[0]]))
-    epoch = known[place]
+    """Correct `places` of an epoch's first events where these come after later ones.
+
+    Only where it is not known when the hub was created. Anything else that was enqueued between
+    two epochs is of the older one.
+    """
+    for place, number in enumerate(order[1:], start=1):
+        epoch, older = known[number], known[order[place - 1]]
+        if epoch.created is not None or not epoch.gaps:
+            continue
+        first, last = epoch.gaps[0]
+        if first == epoch.first_sequence:
+            is_between = (places == place - 1) & (enqueued > older.last_enqueued + CLOCK_TOLERANCE)
+            places[is_between & (sequence <= last)] = place
+
+
+def _split_where_numbers_fall(
+    known: dict[int, Epoch], newest: Epoch, numbers: I64, sequence: I64, enqueued: I64
+) -> None:
+    """Move events to new epochs where a hub was created again, judged by their numbers alone."""
+    mine = np.flatnonzero(numbers == newest.number)
+    mine = mine[np.lexsort((sequence[mine], enqueued[mine]))]
+    # Numbers below those of an epoch without events may still be of its hub.
+    high_water = -1 if newest.is_unspoken else newest.high_water
+    last_enqueued, number = newest.last_enqueued, newest.number
+    while len(mine):
+        before = np.maximum.accumulate(np.append(high_water, sequence[mine][:-1]))
+        times = np.append(last_enqueued, enqueued[mine][:-1])
+        times = np.maximum.accumulate(times)
+        falls = (sequence[mine] <= before) & (enqueued[mine] >= times + _AFTER)
+        if not falls.any():
+            return
+        mine = mine[int(np.argmax(falls)) :]
+        number += 1
+        # What comes before the first delivery is missing: a new hub counts from 0.
+        time = int(enqueued[mine[0]])
+        known[number] = Epoch(number, 0, -1, time, time)
+        numbers[mine] = number
+        high_water, last_enqueued = -1, time - _AFTER
+
+
+def _apply(epoch: Epoch, events: I64, sequence: I64, enqueued: I64) -> Slice | None:
+    """Apply events to their epoch; None if all were applied before."""
+    numbers, firsts = np.unique(sequence[events], return_index=True)
     new = ~_applied(epoch, numbers)
     if not new.any():
-        return
-    for begin, end in _contiguous(numbers[new]):
+        return None
+    events, numbers = events[firsts[new]], numbers[new]
+    times = enqueued[events]
+    first, last = int(times.min()), int(times.max())
+    if not epoch.is_unspoken:
+        first, last = min(epoch.first_enqueued, first), max(epoch.last_enqueued, last)
+    for begin, end in _contiguous(numbers):
         epoch = _extend(epoch, begin, end)
-    times = enqueued[run[new]]
-    known[place] = replace(
-        epoch,
-        first_enqueued=min(epoch.first_enqueued, int(times[0])),
-        last_enqueued=max(epoch.last_enqueued, int(times[-1])),
-    )
-    before = slices[epoch.number].events if epoch.number in slices else np.empty(0, np.int64)
-    events = np.concatenate([before, run[new]])
-    slices[epoch.number] = Slice(known[place], events[np.argsort(sequence[events])])
+    return Slice(replace(epoch, first_enqueued=first, last_enqueued=last), events)
 
 
-def _place(known: list[Epoch], first: int, last: int, time: int) -> int:
-    """Index in `known` of the epoch that a run belongs to; opens one where it must.
-
-    Parameters
-    ----------
-    first, last, time
-        The run's first and last sequence number, and its first enqueued time.
-    """
-    if not known:
-        known.append(Epoch(0, first, first - 1, time, time))
-    newest = known[-1]
-    if first <= newest.high_water and time >= newest.last_enqueued + _AFTER:
-        # A hub made anew counts from 0: what comes before the first delivery is missing.
-        known.append(Epoch(newest.number + 1, 0, -1, time, time))
-    return next(i for i in reversed(range(len(known))) if _belongs(known, i, last, time))
-
-
-def _belongs(known: list[Epoch], place: int, last: int, time: int) -> bool:
-    """Whether a run is of this epoch, given that it is of no newer one."""
-    epoch = known[place]
-    if place == 0 or time >= epoch.first_enqueued - CLOCK_TOLERANCE:
-        return True
-    # The epoch's first events may come after later ones. Anything else that the hub took
-    # between the two epochs is of the older one, and was held back until now.
-    first_gap = epoch.gaps[0] if epoch.gaps else (0, -1)
-    is_missing = first_gap[0] == epoch.first_sequence and last <= first_gap[1]
-    return is_missing and time >= known[place - 1].last_enqueued + _AFTER
+def _unspoken(number: int, first: int, created: int | None) -> Epoch:
+    return Epoch(number, first, first - 1, created or 0, created or 0, created=created)
 
 
 def _applied(epoch: Epoch, numbers: I64) -> npt.NDArray[np.bool_]:
@@ -182,7 +309,7 @@ def _extend(epoch: Epoch, first: int, last: int) -> Epoch:
 
 
 def without(gap: Range, first: int, last: int) -> list[Range]:
-    """Give what is left of a gap when the numbers from `first` to `last` are taken out."""
+    """Return what is left of a gap when the numbers from `first` to `last` are taken out."""
     begin, end = gap
     if last < begin or first > end:
         return [gap]

@@ -10,7 +10,8 @@ from typing import Protocol
 import pyarrow as pa
 
 from scoring.aggregates import Partials
-from scoring.ledger import Epoch
+from scoring.horizon import PartitionState
+from scoring.ledger import Epoch, HubAnswer
 from scoring.readings import EventBatch, Partition
 from scoring.runs import NO_LIMITS, Part, RunLimits, RunState, ScoringRun
 from scoring.suspects import Suspect
@@ -238,6 +239,13 @@ class IngestTransaction(Protocol):
     def progress(self) -> PartitionProgress | None:
         """The partition's watermark before the batch; None if the partition is new."""
 
+    @property
+    def answer(self) -> HubAnswer | None:
+        """What the hub last said of the partition; None if it was never asked."""
+
+    def admit(self, changed: Sequence[Epoch], answer: HubAnswer) -> None:
+        """Write what the hub said, and the epochs that this opens or changes."""
+
     def rejects(self, after: RejectKey | None, limit: int) -> list[StoredReject]:
         """Give the partition's rejects that were not replayed, ordered by their keys."""
 
@@ -273,6 +281,21 @@ class IngestStore(Protocol):
     def transaction(self, partition: Partition) -> AbstractContextManager[IngestTransaction]:
         """Lock a partition; commits when the block ends, undoes all of it if the block raises."""
 
+    def states(self) -> list[PartitionState]:
+        """Return how every partition stands."""
+
+    def observe(self, answers: Mapping[Partition, HubAnswer | None], now: int) -> None:
+        """Note what hubs said of their partitions, and where each partition stands.
+
+        Parameters
+        ----------
+        answers
+            None for a partition that its hub does not have. What was said of partitions that are
+            not among them stays.
+        now
+            When the hubs were asked, epoch microseconds UTC.
+        """
+
     def end_partition(self, partition: Partition) -> None:
         """Note that nothing will follow: the partition holds no window open any longer."""
 
@@ -295,30 +318,50 @@ class IngestStore(Protocol):
         """Note that a range, part of an open gap, can no longer be had from the hub."""
 
 
-class RebuildTransaction(Protocol):
-    """Every partition locked, and no window left: what a rebuild fills again."""
-
-    @property
-    def segments(self) -> list[tuple[Partition, Segment]]:
-        """The whole manifest of the raw store, partition by partition, in order."""
-
-    def merge(self, partition: Partition, partials: Partials) -> None:
-        """Merge partials into a partition's windows; they become pending."""
-
-
 class RebuildStore(Protocol):
-    """Where windows are computed anew."""
+    """Where windows are computed anew from segments, in bounded steps.
 
-    def rebuild(self, window: int) -> AbstractContextManager[RebuildTransaction]:
-        """Begin again with windows of `window` microseconds; commits when the block ends.
+    Every step is a transaction of its own, and can be repeated by any process at any time. While a
+    rebuild is under way no run begins, and ingest goes on: readings whose windows are being deleted
+    are kept as segments, and added later like all others.
+    """
 
-        Predictions of windows that are no more go with them.
+    def begin(self, window: int) -> bool:
+        """Begin to rebuild with windows of `window` microseconds; False if one is under way.
 
         Raises
         ------
         Conflict
-            A run is active, or the raw store does not hold every reading that was counted.
+            A run is active, the raw store does not hold every reading that was counted, or a
+            rebuild with windows of another size is under way.
         """
+
+    def wait_for_writers(self) -> None:
+        """Wait for event batches that began to be applied before: later ones know the phase."""
+
+    def clear(self, limit: int) -> bool:
+        """Delete about `limit` of the old windows; False once none is left.
+
+        If the size has changed, their predictions go with them.
+        """
+
+    def pending(self, limit: int) -> list[tuple[Partition, Segment]]:
+        """Return the first `limit` segments that no new window holds, all of one partition."""
+
+    def fill(
+        self, partition: Partition, window: int, added: Sequence[Segment], partials: Partials
+    ) -> bool:
+        """Merge the partials of segments into a partition's windows; they become pending.
+
+        False, and nothing is changed, if one of the segments was added by somebody else, or windows
+        of this size are not being filled any more.
+        """
+
+    def end(self) -> bool:
+        """End the rebuild; False if segments are left."""
+
+    def count(self) -> tuple[int, int]:
+        """Return how many segments were added, and how many there are."""
 
 
 class EventLog(Protocol):
@@ -327,11 +370,14 @@ class EventLog(Protocol):
     def holds(self, partition: Partition) -> bool:
         """Whether the partition is of this hub, so that what it lacks is lost."""
 
+    def survey(self) -> dict[Partition, HubAnswer]:
+        """Ask the hub about all partitions that it has."""
+
+    def look(self, partition: Partition) -> HubAnswer | None:
+        """Ask the hub about a partition; None if it has none of this id."""
+
     def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         """Give the retained events of a range of sequence numbers, in event batches."""
-
-    def oldest(self, partition: Partition) -> int | None:
-        """Give the lowest sequence number still retained; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +506,3 @@ class RunStore(Protocol):
 
     def clear_suspects(self, run: ScoringRun) -> None:
         """Forget the suspects that the engine has scored in a run."""
-
-    def progress(self) -> list[PartitionProgress]:
-        """How far each partition has come."""

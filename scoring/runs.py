@@ -274,6 +274,9 @@ class ScoringRun:
     last_start
         Only windows starting at or before this instant belong to the run: those that were final
         when it began. Epoch microseconds, UTC.
+    enqueued_until
+        Late readings belong to the run only if the newest of their window was enqueued at or before
+        this instant, epoch microseconds UTC; None for no limit.
     export
         The attempt whose input parts count, empty until the run is exported.
     cause
@@ -308,6 +311,7 @@ class ScoringRun:
     submitted_at: int | None = None
     ended_at: int | None = None
     job_is_open: bool = False
+    enqueued_until: int | None = None
 
     @property
     def input_prefix(self) -> str:

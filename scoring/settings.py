@@ -141,6 +141,17 @@ class Settings:
     idle_timeout: int = _setting(
         duration, "5min", "after how long a silent partition no longer holds windows open"
     )
+    stall_timeout: int = _setting(
+        duration,
+        "1h",
+        "after how long a partition that lags without progress, while others of its hub go on,"
+        " no longer holds windows open",
+    )
+    watermark_lag: int = _setting(
+        duration,
+        "10min",
+        "how far event times of a partition may stay behind the hub's clock before they are late",
+    )
     max_future_skew: int = _setting(
         duration, "5min", "how far a device's clock may run ahead of the hub's"
     )

@@ -1,19 +1,22 @@
-"""Tumbling windows, watermarks and finality. All instants are epoch microseconds UTC.
+"""Tumbling windows, watermarks and late readings. All instants are epoch microseconds UTC.
 
 A window is ``[start, start + size)``: fixed size, gap-free, aligned to the epoch.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_NEVER = np.iinfo(np.int64).min // 2
+"""Before every time there is, and far enough from the smallest number to subtract from."""
 
 
 def window_starts(event_times: I64, size: int) -> I64:
-    """Start of the window that holds each event time; floors, so it holds before 1970 too."""
+    """Return the start of the window that holds each event time, also before 1970."""
     starts: I64 = event_times // size * size
     return starts
 
@@ -25,9 +28,9 @@ class PartitionProgress:
     Attributes
     ----------
     watermark
-        Greatest event time accepted, None if nothing was.
+        The event time up to which everything is assumed to have arrived; None if nothing has.
     last_enqueued
-        When the hub took the newest event that was applied.
+        The greatest enqueued time of the events that were applied, 0 if none was.
     ended
         Nothing will follow: a file read to its end.
     """
@@ -37,56 +40,86 @@ class PartitionProgress:
     ended: bool = False
 
 
-def horizon(partitions: Iterable[PartitionProgress], now: int, idle_timeout: int) -> int | None:
-    """Give the event time up to which everything is assumed to have arrived.
-
-    It is the smallest effective watermark over the partitions. One that has been idle for
-    `idle_timeout` counts as being at ``now - idle_timeout``; one that never spoke, or has ended,
-    holds nobody back.
-
-    Returns
-    -------
-    int or None
-        None if no partition ever spoke.
-    """
-    marks: list[int] = []
-    spoke = False
-    for partition in partitions:
-        if partition.watermark is None:
-            continue
-        spoke = True
-        if not partition.ended:
-            marks.append(_effective_watermark(partition, partition.watermark, now - idle_timeout))
-    if marks:
-        return min(marks)
-    return now if spoke else None
-
-
-def _effective_watermark(partition: PartitionProgress, watermark: int, idle_since: int) -> int:
-    if partition.last_enqueued <= idle_since:
-        return max(watermark, idle_since)
-    return watermark
-
-
 def last_final_start(horizon: int, size: int, allowed_lateness: int) -> int:
-    """Give the greatest start that a final window can have: its end + lateness <= horizon."""
+    """Return the greatest start that a final window can have: its end + lateness <= horizon."""
     return horizon - allowed_lateness - size
 
 
-def count_late(event_times: I64, size: int, allowed_lateness: int, watermark: int | None) -> int:
-    """Count the readings whose window was final already, going by their own partition.
+@dataclass(frozen=True, slots=True)
+class Windowing:
+    """How readings are put into windows, and when those count as complete.
 
-    Parameters
+    Attributes
     ----------
-    event_times
-        In the order of their sequence numbers.
-    watermark
-        The partition's, before the first of them. Each reading is judged by the watermark that
-        its forerunners left, so that the count does not depend on how events were batched.
+    size
+        Of a window, microseconds.
+    allowed_lateness
+        How long past its end a window stays open, microseconds.
+    watermark_lag
+        How far the watermark of an event hub's partition may stay behind the newest enqueued time,
+        microseconds.
     """
-    if not len(event_times):
-        return 0
-    start = np.iinfo(np.int64).min + size + allowed_lateness if watermark is None else watermark
-    before = np.maximum.accumulate(np.concatenate([[start], event_times[:-1]]))
-    ends = window_starts(event_times, size) + size
-    return int(np.count_nonzero(ends + allowed_lateness <= before))
+
+    size: int
+    allowed_lateness: int
+    watermark_lag: int
+
+    def arrive(
+        self,
+        watermark: int | None,
+        event_times: I64,
+        enqueued_times: I64,
+        reached: I64,
+    ) -> tuple[int | None, Mask]:
+        """Move a watermark on, and tell which readings are late.
+
+        A watermark follows event times, each taken to be at most its event's enqueued time, and is
+        never more than `watermark_lag` behind the newest enqueued time: neither a fast clock, nor
+        slow clocks or a backfill, decide for all devices. It never decreases.
+
+        Parameters
+        ----------
+        watermark
+            The partition's before these readings; None if nothing was applied.
+        event_times, enqueued_times
+            Of the readings, in the order of their sequence numbers.
+        reached
+            The greatest enqueued time of all events of the partition up to each reading, those
+            without readings included.
+
+        Returns
+        -------
+        tuple of int or None and mask
+            The watermark after the readings, and which readings came when their window was final
+            already. Each is judged by the watermark that its forerunners left and by its own
+            enqueued time, so that this does not depend on how events were batched.
+        """
+        start = _NEVER if watermark is None else watermark
+        if not len(event_times):
+            return watermark, np.zeros(0, dtype=bool)
+        plausible = np.minimum(event_times, enqueued_times)
+        floor = reached - self.watermark_lag
+        marks = np.maximum.accumulate(np.append(start, np.maximum(plausible, floor)))
+        before = np.maximum(marks[:-1], floor)
+        return int(marks[-1]), self._is_final(event_times, before)
+
+    def floor(self, watermark: int | None, newest_enqueued: int) -> int:
+        """Return a partition's watermark after events, given the newest enqueued time."""
+        least = newest_enqueued - self.watermark_lag
+        return least if watermark is None else max(watermark, least)
+
+    def arrive_from_file(self, watermark: int | None, event_times: I64) -> tuple[int | None, Mask]:
+        """Do as `arrive` does for readings of a file, whose enqueued times say little.
+
+        The watermark is the greatest event time.
+        """
+        if not len(event_times):
+            return watermark, np.zeros(0, dtype=bool)
+        start = _NEVER if watermark is None else watermark
+        marks = np.maximum.accumulate(np.append(start, event_times))
+        return int(marks[-1]), self._is_final(event_times, marks[:-1])
+
+    def _is_final(self, event_times: I64, watermarks: I64) -> Mask:
+        ends = window_starts(event_times, self.size) + self.size
+        late: Mask = ends + self.allowed_lateness <= watermarks
+        return late

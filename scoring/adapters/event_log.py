@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from scoring.errors import StorageUnusable
+from scoring.ledger import HubAnswer
 from scoring.readings import EventBatch, Partition
 from scoring.storage import DRAFT, draft_of, remove_abandoned, storage_errors, sync_file
 
@@ -89,9 +90,22 @@ class FolderEventLog:
             # Two producers at once leave segments that overlap: nothing is given twice.
             position = max(position, segment.last + 1)
 
-    def oldest(self, partition: Partition) -> int | None:
-        """Give the lowest sequence number that is kept; None if nothing is."""
-        return min((segment.first for segment in self._segments(partition)), default=None)
+    def survey(self) -> dict[Partition, HubAnswer]:
+        """Return what is kept of the partitions of all hubs."""
+        with storage_errors(self._root, "read"):
+            folders = [*self._root.glob("*/*/")]
+        names = ((unquote(folder.parent.name), unquote(folder.name)) for folder in folders)
+        answers = {one: self.look(one) for one in sorted(Partition(*name) for name in names)}
+        return {one: answer for one, answer in answers.items() if answer}
+
+    def look(self, partition: Partition) -> HubAnswer | None:
+        """Return what is kept of a partition; nothing is known of when its hub was created."""
+        segments = self._segments(partition)
+        if not segments:
+            return HubAnswer(None, 0, -1, 0, True) if self.holds(partition) else None
+        newest = max(segments, key=lambda segment: segment.last)
+        enqueued = _numpy(self._load(newest.path), "enqueued_time")
+        return HubAnswer(None, segments[0].first, newest.last, int(enqueued.max()))
 
     def _folder(self, partition: Partition) -> Path:
         # Names come from outside: quoted, "." too, none can lead out of the root.

@@ -19,6 +19,7 @@ from scoring.errors import (
     InvalidPart,
     Misconfigured,
     NotFound,
+    RebuildUnderWay,
     ScoringError,
     StorageUnusable,
     TooManyRuns,
@@ -192,6 +193,7 @@ _MEANINGS: tuple[tuple[tuple[type[ScoringError], ...], int, str, str], ...] = (
     ((BadInput,), 422, "bad-input", ""),
     ((NotFound,), 404, "not-found", ""),
     ((TooManyRuns,), 409, "too-many-runs", ""),
+    ((RebuildUnderWay,), 409, "rebuild-under-way", ""),
     ((Conflict,), 409, "conflict", ""),
     (
         (Transient,),

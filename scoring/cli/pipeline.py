@@ -212,10 +212,12 @@ def consume(context: typer.Context) -> None:
 
 def repair_gaps(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Read again what was never delivered; what the hub no longer holds becomes lost."""
+    from scoring import instants
     from scoring.adapters.telemetry import facts_on_stderr
+    from scoring.bootstrap import now
 
     with facts_on_stderr(), opened(context) as app:
-        outcome = app.repair_gaps()
+        outcome = app.repair_gaps(instants.of(now()))
     _show_outcome("repaired", outcome, as_json=as_json)
 
 

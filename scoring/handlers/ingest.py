@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -10,13 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scoring import ledger
-from scoring.aggregates import aggregate
-from scoring.errors import Conflict
-from scoring.ledger import Slice
-from scoring.ports import Blobs, IngestChange, IngestStore, IngestTransaction, Segment, StoredReject
+from scoring.aggregates import Partials, aggregate
+from scoring.ledger import HubAnswer, Slice
+from scoring.ports import (
+    Blobs,
+    EventLog,
+    IngestChange,
+    IngestStore,
+    IngestTransaction,
+    Segment,
+    StoredReject,
+)
 from scoring.readings import I64, EventBatch, Partition, ReadingDecoder, Readings, Reject
 from scoring.retrying import retried
-from scoring.windows import count_late
+from scoring.windows import PartitionProgress, Windowing
 
 SEGMENT_SCHEMA = pa.schema(
     [
@@ -68,26 +75,27 @@ class Ingest:
 
     Attributes
     ----------
-    window, allowed_lateness
-        Microseconds.
+    windowing
+        The size of the store's own windows, once it has any, counts instead of this one's.
     raw_segments
         Whether the accepted readings are kept as segments in `blobs`.
+    log
+        The hub that is asked where its events may be those of a hub that was created again; None
+        where no hub can be asked.
     """
 
     store: IngestStore
     blobs: Blobs
     decoder: ReadingDecoder
-    window: int
-    allowed_lateness: int
+    windowing: Windowing
     raw_segments: bool = True
+    log: EventLog | None = None
 
     def __call__(self, batch: EventBatch) -> IngestOutcome:
         """Apply what is new in the batch, in one transaction.
 
         Raises
         ------
-        Conflict
-            The windows were rebuilt in another size: start again.
         Transient, StorageUnusable
             Tried a few times, the former: the same batch again is safe.
         """
@@ -98,38 +106,90 @@ class Ingest:
 
     @retried
     def _apply(self, batch: EventBatch, readings: Readings, rejects: list[Reject]) -> IngestOutcome:
+        outcome = self._attempt(batch, readings, rejects, None)
+        if outcome is None and self.log:
+            # Outside the row lock: a hub that is slow to answer holds up nobody else.
+            asked = _Asked(self.log.look(batch.partition))
+            outcome = self._attempt(batch, readings, rejects, asked)
+        return outcome or IngestOutcome()
+
+    def _attempt(
+        self, batch: EventBatch, readings: Readings, rejects: list[Reject], asked: "_Asked | None"
+    ) -> IngestOutcome | None:
+        """Apply what is new in the batch; None if the hub has to be asked before."""
+        numbers, times = batch.sequence_numbers, batch.enqueued_times
         with self.store.transaction(batch.partition) as transaction:
-            self._check_window(transaction)
-            slices = ledger.apply(transaction.epochs, batch.sequence_numbers, batch.enqueued_times)
+            missing = _missing(transaction)
+            if asked and asked.answer:
+                changed = ledger.admit(transaction.epochs, asked.answer, transaction.answer)
+                transaction.admit(changed, asked.answer)
+            elif not asked and self._is_in_doubt(transaction, batch):
+                return None
+            slices = ledger.apply(transaction.epochs, numbers, times)
             if not slices:
                 return IngestOutcome(len(batch), len(batch))
             work = _New.of(batch, slices, readings, rejects)
             change = self._change(transaction, work)
             transaction.save(change)
-        return _outcome(transaction, work, change)
+            return _outcome(work, change, _missing(transaction) - missing)
 
-    def _check_window(self, transaction: IngestTransaction) -> None:
-        if transaction.window not in {None, self.window}:
-            message = "the windows were rebuilt in another size since this process started"
-            raise Conflict(message)
+    def _is_in_doubt(self, transaction: IngestTransaction, batch: EventBatch) -> bool:
+        if self.log is None or not self.log.holds(batch.partition):
+            return False
+        return ledger.is_in_doubt(transaction.epochs, batch.enqueued_times, transaction.answer)
 
     def _change(self, transaction: IngestTransaction, work: "_New") -> IngestChange:
-        before = transaction.progress
-        watermark = before.watermark if before else None
-        times = work.readings.event_time
-        ends = [before.last_enqueued] if before else []
-        ends += [part.epoch.last_enqueued for part in work.slices]
+        progress = transaction.progress or PartitionProgress(None, 0)
+        reached = work.reached()
+        newest = max(progress.last_enqueued, int(reached.max()))
+        arrived = self.arrive(
+            transaction,
+            work.batch.partition,
+            work.readings,
+            work.batch.enqueued_times[work.readings.event],
+            reached[work.readings.event],
+        )
+        watermark = arrived.watermark
+        if not work.batch.partition.is_file:
+            watermark = self.windowing.floor(watermark, newest)
         return IngestChange(
             epochs=tuple(part.epoch for part in work.slices),
-            partials=aggregate(work.readings, self.window),
+            partials=arrived.partials,
             rejects=[work.stored(reject) for reject in work.rejects],
             segments=self._write_segments(work) if self.raw_segments else [],
-            watermark=later(watermark, times),
-            last_enqueued=max(ends),
+            watermark=watermark,
+            last_enqueued=newest,
             events=work.events,
             readings=len(work.readings),
-            late=count_late(times, self.window, self.allowed_lateness, watermark),
+            late=arrived.late,
         )
+
+    def arrive(
+        self,
+        transaction: IngestTransaction,
+        partition: Partition,
+        readings: Readings,
+        enqueued_times: I64,
+        reached: I64,
+    ) -> "Arrival":
+        """Put readings into windows; of delivered ones and of replayed ones alike.
+
+        Parameters
+        ----------
+        enqueued_times, reached
+            As of `Windowing.arrive`.
+        """
+        size = transaction.window or self.windowing.size
+        windowing = replace(self.windowing, size=size)
+        before = transaction.progress.watermark if transaction.progress else None
+        times = readings.event_time
+        if partition.is_file:
+            watermark, late = windowing.arrive_from_file(before, times)
+            partials = aggregate(readings, size)
+        else:
+            watermark, late = windowing.arrive(before, times, enqueued_times, reached)
+            partials = aggregate(readings, size, np.where(late, enqueued_times, 0))
+        return Arrival(watermark, partials, int(np.count_nonzero(late)))
 
     def _write_segments(self, work: "_New") -> list[Segment]:
         return [
@@ -137,6 +197,30 @@ class Ingest:
             for part in work.slices
             if len(readings := work.readings_of(part.epoch.number))
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """That the hub was asked about a batch's partition; None if it has none of this id."""
+
+    answer: HubAnswer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What readings do to their partition and to windows.
+
+    Attributes
+    ----------
+    watermark
+        The partition's, after them.
+    late
+        How many came when their window was final already.
+    """
+
+    watermark: int | None
+    partials: Partials
+    late: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +254,15 @@ class _New:
     @property
     def events(self) -> int:
         return int(np.count_nonzero(self.epoch_of >= 0))
+
+    def reached(self) -> I64:
+        """Return the greatest enqueued time of the new events up to each one, in their order."""
+        enqueued = self.batch.enqueued_times
+        order = np.lexsort((self.batch.sequence_numbers, self.epoch_of))
+        reached = np.empty_like(enqueued)
+        # Duplicates come first, and were enqueued before: they raise nothing.
+        reached[order] = np.maximum.accumulate(np.where(self.epoch_of >= 0, enqueued, 0)[order])
+        return reached
 
     def readings_of(self, epoch: int) -> Readings:
         return self.readings.where(self.epoch_of[self.readings.event] == epoch)
@@ -223,12 +316,7 @@ def segment_name(partition: Partition, epoch: int, first: int, last: int, digest
     return f"raw/{partition.hub}/{epoch}/{partition.id}/{first:012d}-{last:012d}-{digest}.parquet"
 
 
-def _outcome(transaction: IngestTransaction, work: _New, change: IngestChange) -> IngestOutcome:
-    before = {epoch.number: epoch for epoch in transaction.epochs}
-    missing = sum(
-        _missing(epoch.gaps) - _missing(before[epoch.number].gaps if epoch.number in before else ())
-        for epoch in change.epochs
-    )
+def _outcome(work: _New, change: IngestChange, missing: int) -> IngestOutcome:
     return IngestOutcome(
         events=len(work.batch),
         duplicates=len(work.batch) - work.events,
@@ -239,11 +327,6 @@ def _outcome(transaction: IngestTransaction, work: _New, change: IngestChange) -
     )
 
 
-def later(watermark: int | None, event_times: I64) -> int | None:
-    """Give the watermark after more readings: it never goes back."""
-    newest = int(event_times.max()) if len(event_times) else None
-    return max((mark for mark in (watermark, newest) if mark is not None), default=None)
-
-
-def _missing(gaps: tuple[ledger.Range, ...]) -> int:
+def _missing(transaction: IngestTransaction) -> int:
+    gaps = (gap for epoch in transaction.epochs for gap in epoch.gaps)
     return sum(last - first + 1 for first, last in gaps)

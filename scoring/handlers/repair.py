@@ -4,16 +4,19 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scoring import ledger
 from scoring.aggregates import WindowTable, aggregate
 from scoring.errors import ScoringError, cause_of
-from scoring.handlers.ingest import Ingest, IngestOutcome, later, write_segment
+from scoring.handlers.hub import HubProgress
+from scoring.handlers.ingest import Ingest, IngestOutcome, write_segment
+from scoring.horizon import PartitionState
+from scoring.instants import SECOND
 from scoring.ports import (
     Blobs,
     EventLog,
@@ -23,16 +26,24 @@ from scoring.ports import (
     IngestTransaction,
     RebuildStore,
     RejectKey,
+    Segment,
     StoredReject,
 )
 from scoring.readings import EventBatch, Partition, Readings
 from scoring.retrying import retried
+from scoring.windows import PartitionProgress
 
 REPLAY_ROWS = 1_000
 """Rejects replayed in one transaction."""
 
 REBUILD_WINDOWS = 100_000
-"""Windows of one partition that a rebuild merges in memory before it writes them."""
+"""Windows that a rebuild deletes, or merges in memory before it writes them, in one transaction."""
+
+REBUILD_SEGMENTS = 500
+"""Segments that a rebuild adds in one transaction at most."""
+
+STILL = 30 * SECOND
+"""Microseconds that a high-water mark must stand still before what follows it counts as skipped."""
 
 Progress = Callable[[int, int], None]
 """Told how much of how much is done."""
@@ -51,18 +62,30 @@ class RepairGaps:
     store: IngestStore
     log: EventLog
     ingest: Ingest
+    hub: HubProgress
 
-    def __call__(self, tell: Callable[[IngestOutcome], None] = _tell_nobody) -> IngestOutcome:
+    def __call__(
+        self, now: int, tell: Callable[[IngestOutcome], None] = _tell_nobody
+    ) -> IngestOutcome:
         """Repair what can be repaired; what the hub no longer holds becomes ``lost``.
+
+        What the hub holds beyond a high-water mark that stands still was skipped too: a host's
+        checkpoint can pass the last events of a partition, and nothing that follows would show it.
 
         A gap that fails keeps nobody from those after it: its error is logged, and the first one
         is raised in the end.
 
         Parameters
         ----------
+        now
+            Epoch microseconds UTC.
         tell
             Told what became of each event batch, also where a gap fails.
         """
+        self.hub.ask(now)
+        for state in self.store.states():
+            if _stands_still(state, now) and self.log.holds(state.partition):
+                self._note_skipped(state)
         newest = self.store.partitions()
         outcome, failure = IngestOutcome(), None
         for gap in self._repairable():
@@ -77,6 +100,18 @@ class RepairGaps:
         if failure:
             raise failure
         return outcome
+
+    @retried
+    def _note_skipped(self, state: PartitionState) -> None:
+        """Record what follows the high-water mark as a gap, if that has not moved."""
+        with self.store.transaction(state.partition) as transaction:
+            newest = max(transaction.epochs, key=lambda epoch: epoch.number)
+            answer = transaction.answer
+            where = (newest.number, newest.high_water)
+            if answer and where == (state.epoch, state.high_water):
+                transaction.admit([ledger.skip(newest, answer.last)], answer)
+                skipped = Gap(state.partition, newest.number, where[1] + 1, answer.last, "open")
+                log.warning("repair.skipped", extra=_facts(skipped) | {"events": skipped.events})
 
     def _repairable(self) -> list[Gap]:
         """Give the open gaps of this system's hub.
@@ -96,8 +131,8 @@ class RepairGaps:
     def _retained(self, gap: Gap, *, is_gone: bool) -> Iterator[EventBatch]:
         """Give what the hub still holds of a gap, and mark the rest as lost."""
         # Events of an epoch that ended went with the hub that held them.
-        oldest = None if is_gone else self.log.oldest(gap.partition)
-        kept_from = gap.last + 1 if oldest is None else max(oldest, gap.first)
+        answer = None if is_gone else self.log.look(gap.partition)
+        kept_from = max(answer.first, gap.first) if answer else gap.last + 1
         if kept_from > gap.first:
             last = min(kept_from - 1, gap.last)
             lost = Gap(gap.partition, gap.epoch, gap.first, last, "lost")
@@ -105,6 +140,14 @@ class RepairGaps:
             log.warning("repair.lost", extra=_facts(lost) | {"events": lost.events})
         if kept_from <= gap.last:
             yield from self.log.read(gap.partition, kept_from, gap.last)
+
+
+def _stands_still(state: PartitionState, now: int) -> bool:
+    """Return whether nothing was applied for a while though the hub holds more."""
+    answer, since = state.answer, state.behind_since
+    if state.ended or answer is None or state.has_moved or answer.last <= state.high_water:
+        return False
+    return since is not None and since <= now - STILL
 
 
 def _log_failure(gap: Gap, error: Exception) -> None:
@@ -176,56 +219,81 @@ class ReplayRejects:
         keys: tuple[RejectKey, ...],
     ) -> IngestChange:
         epochs = np.array([reject.epoch for reject in rejects])[readings.event]
-        progress = transaction.progress
-        watermark = progress.watermark if progress else None
+        progress = transaction.progress or PartitionProgress(None, 0)
+        # Everything up to the newest enqueued time was applied before.
+        reached = np.full(len(readings), progress.last_enqueued, dtype=np.int64)
+        enqueued = batch.enqueued_times[readings.event]
+        arrived = self.ingest.arrive(transaction, batch.partition, readings, enqueued, reached)
         segments = [
             write_segment(self.ingest.blobs, batch, int(epoch), readings.where(epochs == epoch))
             for epoch in (np.unique(epochs) if self.ingest.raw_segments else ())
         ]
         return IngestChange(
             epochs=(),
-            partials=aggregate(readings, self.ingest.window),
+            partials=arrived.partials,
             rejects=[],
             segments=segments,
-            watermark=later(watermark, readings.event_time),
-            last_enqueued=progress.last_enqueued if progress else 0,
+            watermark=arrived.watermark,
+            last_enqueued=progress.last_enqueued,
             events=0,
             readings=len(readings),
-            late=0,
+            late=arrived.late,
             replayed=keys,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RebuildWindows:
-    """Computes all windows anew from the raw segments: another size, or a repaired bug."""
+    """Computes all windows anew from the raw segments: another size, or a repaired bug.
+
+    In bounded steps: one that was stopped goes on where it was when it is called again, in any
+    process. Meanwhile no run begins, and ingest goes on.
+    """
 
     store: RebuildStore
     blobs: Blobs
 
     def __call__(self, window: int, progress: Progress) -> int:
-        """Rebuild in one transaction; gives the number of readings.
+        """Rebuild; return the number of readings that this call has added.
 
         Parameters
         ----------
         window
             Size of the new windows, microseconds.
+
+        Raises
+        ------
+        Conflict
+            A run is active, the raw store lacks readings, or a rebuild with windows of another size
+            is under way.
         """
+        self.store.begin(window)
+        # None of them merges readings into the old windows any more.
+        self.store.wait_for_writers()
+        while self.store.clear(REBUILD_WINDOWS):
+            pass
         readings = 0
-        with self.store.rebuild(window) as transaction:
-            segments = transaction.segments
-            done = 0
-            for partition, own in groupby(segments, key=lambda entry: entry[0]):
-                table = WindowTable()
-                for _, segment in own:
-                    read = _read_segment(self.blobs.read(segment.blob)[0])
-                    table.add(aggregate(read, window))
-                    readings, done = readings + len(read), done + 1
-                    progress(done, len(segments))
-                    if len(table) > REBUILD_WINDOWS:
-                        transaction.merge(partition, table.take())
-                transaction.merge(partition, table.take())
-        return readings
+        while True:
+            while segments := self.store.pending(REBUILD_SEGMENTS):
+                readings += self._fill(segments, window)
+                progress(*self.store.count())
+            # None of them keeps readings as segments only any more.
+            self.store.wait_for_writers()
+            if self.store.end():
+                return readings
+
+    def _fill(self, segments: list[tuple[Partition, Segment]], window: int) -> int:
+        """Add the first segments; return how many readings they have."""
+        table, added, readings = WindowTable(), list[Segment](), 0
+        for _, segment in segments:
+            read = _read_segment(self.blobs.read(segment.blob)[0])
+            table.add(aggregate(read, window))
+            added.append(segment)
+            readings += len(read)
+            if len(table) > REBUILD_WINDOWS:
+                break
+        partition = segments[0][0]
+        return readings if self.store.fill(partition, window, added, table.take()) else 0
 
 
 def _batch(partition: Partition, rejects: list[StoredReject]) -> EventBatch:

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from scoring import instants
 from scoring.errors import Conflict, ScoringError
+from scoring.handlers.hub import HubProgress
 from scoring.handlers.parts import Parts, Suspects
 from scoring.ports import Blobs, Engine, RunStore, ScoringOrder
 from scoring.runs import (
@@ -25,7 +26,7 @@ from scoring.runs import (
     part_name,
     run_id,
 )
-from scoring.windows import horizon, last_final_start
+from scoring.windows import last_final_start
 
 CLAIM_LIMIT = 50_000
 """Windows claimed in one transaction: bounded, so that ingest is never blocked for long."""
@@ -40,8 +41,10 @@ class SubmitRun:
 
     Attributes
     ----------
-    window, allowed_lateness, idle_timeout
-        Microseconds.
+    hub
+        Asked before each run is proposed.
+    window, allowed_lateness
+        Microseconds. The size of the store's own windows, once it has any, counts instead.
     part_rows
         About how many windows an input part holds.
     limits
@@ -51,9 +54,9 @@ class SubmitRun:
     store: RunStore
     blobs: Blobs
     engine: Engine
+    hub: HubProgress
     window: int
     allowed_lateness: int
-    idle_timeout: int
     part_rows: int
     limits: RunLimits = NO_LIMITS
 
@@ -101,6 +104,7 @@ class SubmitRun:
         request: RequestKey | None = None,
     ) -> ScoringRun | None:
         """Record the run and nothing more: whoever advances it later does the rest."""
+        self.hub.ask(instants.of(now))
         reached = self.horizon(now)
         if reached is None:
             return None
@@ -113,6 +117,7 @@ class SubmitRun:
             fleet_version=fleet_version,
             last_start=last_start if scope.until is None else min(last_start, scope.until - 1),
             created_at=instants.of(now),
+            enqueued_until=reached - self.allowed_lateness,
             first_start=scope.since,
             devices=tuple(sorted(set(scope.devices))),
             rescore=scope.rescore,
@@ -122,7 +127,7 @@ class SubmitRun:
 
     def horizon(self, now: datetime) -> int | None:
         """Give the event time up to which everything has arrived; None if nothing ever did."""
-        return horizon(self.store.progress(), instants.of(now), self.idle_timeout)
+        return self.hub.horizon(instants.of(now))
 
     def advance(self, run: ScoringRun, now: datetime, nonce: str) -> ScoringRun:
         """Drive a run, wherever it stopped, until the engine has it."""

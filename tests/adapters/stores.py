@@ -30,7 +30,7 @@ NOW = 1_000 * MINUTE
 
 NO_PARTIALS = Partials(
     [],
-    *(np.empty(0, t) for t in (np.int64, *[np.float64] * 5, np.int64)),
+    *(np.empty(0, t) for t in (np.int64, *[np.float64] * 5, np.int64, np.int64)),
 )
 
 
@@ -59,7 +59,7 @@ def partials(windows: Mapping[tuple[str, str, int], Sequence[float]]) -> Partial
     time = np.array([key[2] + i for key, i, _ in rows], dtype=np.int64)
     one, zero = np.ones(len(rows), dtype=np.int64), np.zeros(len(rows))
     keys = [key for key, *_ in rows]
-    return combine(Partials(keys, one, value, zero, value, value, value, time))
+    return combine(Partials(keys, one, value, zero, value, value, value, time, np.zeros_like(time)))
 
 
 def joined(sets: Iterable[Partials]) -> Partials:

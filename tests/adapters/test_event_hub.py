@@ -52,9 +52,11 @@ from scoring.handlers.ingest import Ingest
 from scoring.ports import EventLog
 from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
 from scoring.settings import Settings
+from scoring.windows import Windowing
 from tests.amqp.codec import decode_message
 from tests.amqp.hub import Hub, Swallow
 from tests.amqp.server import BUSY, AmqpServer
+from tests.fakes.event_log import oldest
 
 HUB = "readings"
 P0 = Partition(HUB, "0")
@@ -201,18 +203,18 @@ class TestEveryEventLog:
         filled.fill(1200)
         filled.drop_before(1000)
 
-        assert filled.log.oldest(P0) == 1000
+        assert oldest(filled.log, P0) == 1000
         assert events_of(filled.log.read(P0, 900, 5000)) == expected(1000, 1199)
         assert events_of(filled.log.read(P0, 10, 999)) == []
 
     def test_says_of_an_empty_partition_that_nothing_is_there(self, filled: FilledLog) -> None:
-        assert filled.log.oldest(P0) is None
+        assert oldest(filled.log, P0) is None
         assert list(filled.log.read(P0, 0, 10)) == []
 
     def test_gives_nothing_beyond_the_end(self, filled: FilledLog) -> None:
         filled.fill(10)
 
-        assert filled.log.oldest(P0) == 0
+        assert oldest(filled.log, P0) == 0
         assert list(filled.log.read(P0, 10, 20)) == []
 
 
@@ -282,7 +284,7 @@ class TestReadingAgain:
 
     def test_another_hubs_partition_is_refused(self, server: AmqpServer) -> None:
         with pytest.raises(Misconfigured, match="other/0 is not of event hub readings"):
-            EventHubLog(hub_at(server)).oldest(Partition("other", "0"))
+            EventHubLog(hub_at(server)).look(Partition("other", "0"))
 
 
 class TestRepairing:
@@ -303,7 +305,7 @@ class TestRepairing:
                 times = np.full(2, NOW * 1000)
                 app.ingest()(EventBatch(Partition(HUB, partition), numbers, times, bodies))
 
-            outcome = app.repair_gaps()
+            outcome = app.repair_gaps(NOW * 1000)
             found = {(str(g.partition), g.state, g.first, g.last) for g in app.ingest_store.gaps()}
 
         assert outcome.readings == 4
@@ -314,8 +316,8 @@ class TestRepairing:
 
 class TestWhatCannotBeReached:
     def test_a_hub_that_does_not_exist_is_not_found(self, server: AmqpServer) -> None:
-        with pytest.raises(NotFound, match=r"nothing/0: .*404"):
-            EventHubLog(hub_at(server, "nothing")).oldest(Partition("nothing", "0"))
+        with pytest.raises(NotFound, match=r"nothing: .*404"):
+            EventHubLog(hub_at(server, "nothing")).look(Partition("nothing", "0"))
 
     @pytest.mark.parametrize("status", [404, 400])
     def test_a_partition_that_the_hub_does_not_have_retains_nothing(
@@ -330,14 +332,14 @@ class TestWhatCannotBeReached:
         monkeypatch.setattr(AmqpServer, "answer", refuse)
         log = EventHubLog(hub_at(server))
 
-        assert log.oldest(Partition(HUB, "7")) is None
+        assert log.look(Partition(HUB, "7")) is None
         assert list(log.read(Partition(HUB, "7"), 0, 10)) == []
 
     def test_gaps_of_a_hub_that_does_not_exist_are_not_lost(self, server: AmqpServer) -> None:
         server.hubs["other"] = server.hubs.pop(HUB)
 
-        with pytest.raises(NotFound, match=r"readings/0: .*404"):
-            EventHubLog(hub_at(server)).oldest(P0)
+        with pytest.raises(NotFound, match=r"readings: .*404"):
+            EventHubLog(hub_at(server)).look(P0)
 
     def test_a_check_names_what_is_wrong(self, server: AmqpServer) -> None:
         hub_at(server).check()
@@ -398,7 +400,7 @@ class TestWhatCannotBeReached:
 def using(hub: EventHub, use: str) -> None:
     """Use a hub in one of the three ways."""
     if use == "read":
-        EventHubLog(hub).oldest(P0)
+        EventHubLog(hub).look(P0)
     elif use == "send":
         with EventHubSender(hub) as sender:
             sender.send([[("a", b"1")]])
@@ -820,7 +822,9 @@ class TestConsuming:
         migrate(database)
         store, blobs = SqlIngestStore(database), FolderBlobs(tmp_path)
         decoder = ReadingDecoder(FieldNames(), 300_000_000)
-        handler = Ingest(store, blobs, decoder, 60_000_000, 0, raw_segments=False)
+        handler = Ingest(
+            store, blobs, decoder, Windowing(60_000_000, 0, 60_000_000), raw_segments=False
+        )
         reading = b'{"device":"a","sensor":"s","ts":%d,"value":1}' % NOW
         for attempt in (1, 2):
             server.append(HUB, "0", [reading] * 20, {})

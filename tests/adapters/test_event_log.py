@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scoring.adapters.event_log import FolderEventLog
 from scoring.errors import StorageUnusable
 from scoring.readings import EventBatch, Partition
+from tests.fakes.event_log import oldest
 
 PARTITION = Partition("simulation", "3")
 EVERYTHING = (0, 10**12)
@@ -130,7 +131,7 @@ def test_events_that_are_not_kept_any_more_are_absent(tmp_path: Path) -> None:
         log.append(batch(first, first + 9))
     files(tmp_path)[0].unlink()
 
-    assert log.oldest(PARTITION) == 10
+    assert oldest(log, PARTITION) == 10
     assert events(log.read(PARTITION, 5, 14)) == events([batch(10, 14)])
     assert events(log.read(PARTITION, 0, 9)) == []
 
@@ -140,14 +141,14 @@ def test_a_hole_in_the_numbers_stays_a_hole(tmp_path: Path) -> None:
     log.append(batch(5, 9))
     log.append(batch(20, 24))
 
-    assert log.oldest(PARTITION) == 5
+    assert oldest(log, PARTITION) == 5
     assert events(log.read(PARTITION, 0, 22)) == events([batch(5, 9), batch(20, 22)])
 
 
 def test_a_partition_that_never_spoke_is_empty(tmp_path: Path) -> None:
     log = FolderEventLog(tmp_path / "not made yet")
 
-    assert log.oldest(PARTITION) is None
+    assert oldest(log, PARTITION) is None
     assert list(log.read(PARTITION, *EVERYTHING)) == []
 
 
@@ -163,7 +164,7 @@ def test_partitions_and_hubs_do_not_see_each_other(tmp_path: Path) -> None:
     for number, place in enumerate(places):
         log.append(batch(number, number + 5, place))
 
-    assert [log.oldest(place) for place in places] == [0, 1, 2]
+    assert [oldest(log, place) for place in places] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../../out", "a/b", "grün", "a b", "c:\\d", "%2E"])
@@ -196,7 +197,7 @@ def test_what_a_killed_process_was_writing_is_removed_a_day_later(tmp_path: Path
         (folder / f".writing-{name}").write_bytes(b"half")
     os.utime(folder / ".writing-old", (0, 0))
 
-    assert log.oldest(PARTITION) == 0
+    assert oldest(log, PARTITION) == 0
     assert [path.name for path in folder.glob(".writing-*")] == [".writing-new"]
 
 
@@ -234,4 +235,4 @@ def test_a_write_that_fails_half_way_leaves_no_trace(
     with pytest.raises(StorageUnusable, match="no space left"):
         log.append(batch(0, 5))
     assert files(tmp_path) == []
-    assert log.oldest(PARTITION) is None
+    assert oldest(log, PARTITION) is None

@@ -50,7 +50,10 @@ def connection_string(port: int) -> str:
     )
 
 
-UPSERTS = [bulk.MERGE, bulk.PREDICT, counts.ADD_TO_SENSORS, counts.ADD_TO_DEVICES]
+UPSERTS = [
+    *(bulk.MERGE, bulk.PREDICT, bulk.SUSPECT, bulk.ANSWER),
+    *(counts.ADD_TO_SENSORS, counts.ADD_TO_DEVICES),
+]
 NAMES = {"device", "sensor", "partition"}
 OPENJSON = re.compile(r"\(SELECT (.*?) FROM OPENJSON\((?:\?|:keys)\) WITH \((.*?)\)\) AS given")
 
@@ -156,8 +159,14 @@ def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -
     made = " ".join(found.getvalue().split())
     # Columns that came later, by their table.
     later = {
-        "runs": ("engine_status ", "link ", "submitted_at ", "losses ", "job_is_open "),
+        "runs": (
+            *("engine_status ", "link ", "submitted_at ", "losses ", "job_is_open "),
+            "enqueued_until ",
+        ),
         "run_parts": ("is_aside ", "cause "),
+        "epochs": ("created ",),
+        "window_partials": ("late_enqueued ",),
+        "segments": ("rebuild ",),
     }
 
     for table in metadata.sorted_tables:

@@ -19,6 +19,7 @@ from scoring.adapters.sql.runs import SqlRunStore
 from scoring.handlers.ingest import Ingest
 from scoring.queries import AnomalyFilter, DeviceCounts
 from scoring.readings import EventBatch, ReadingDecoder
+from scoring.windows import Windowing
 from tests.adapters.stores import MINUTE, P0, exported, predictions, proposed, windows_of
 from tests.servers import PostgreSql
 
@@ -41,7 +42,7 @@ def ingest(database: Database, folder: Path, names: list[str], value: float = 1.
     applied, _ = store.applied("hub").get("0", (-1, 0))
     numbers = np.arange(applied + 1, applied + 1 + len(bodies))
     batch = EventBatch(P0, numbers, numbers + MINUTE, bodies)
-    outcome = Ingest(store, blobs, ReadingDecoder(), MINUTE, MINUTE)(batch)
+    outcome = Ingest(store, blobs, ReadingDecoder(), Windowing(MINUTE, MINUTE, MINUTE))(batch)
     assert outcome.readings == len(bodies)
 
 

@@ -14,12 +14,14 @@ from scoring import instants
 from scoring.bootstrap import App
 from scoring.errors import Conflict, NotFound, ScoringError, Transient
 from scoring.hosting import HostedApp
+from scoring.ledger import HubAnswer
 from scoring.readings import EventBatch, Partition
 from scoring.settings import Settings
 
 HUB = "readings"
 BEGIN = 1_577_836_800 * instants.SECOND
 """2020-01-01: long past, whatever the clock says."""
+NOW = BEGIN + 3600 * instants.SECOND
 
 
 def batch(partition: Partition, *numbers: int) -> EventBatch:
@@ -34,7 +36,7 @@ def batch(partition: Partition, *numbers: int) -> EventBatch:
 
 @dataclass
 class ScriptedLog:
-    """Retains numbers 2 to 4 of each partition, but for those it was told to fail for."""
+    """Retains numbers 2 to 5 of each partition; cannot be read where it was told to fail."""
 
     fails: dict[str, Exception] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -42,13 +44,17 @@ class ScriptedLog:
     def holds(self, partition: Partition) -> bool:
         return partition.hub == HUB
 
-    def oldest(self, partition: Partition) -> int | None:
+    def survey(self) -> dict[Partition, HubAnswer]:
+        answers = {Partition(HUB, number): self.look(Partition(HUB, number)) for number in "012"}
+        return {partition: answer for partition, answer in answers.items() if answer}
+
+    def look(self, partition: Partition) -> HubAnswer | None:
+        return HubAnswer(BEGIN, 2, 5, BEGIN + 5 * instants.SECOND)
+
+    def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         self.asked.append(partition.id)
         if partition.id in self.fails:
             raise self.fails[partition.id]
-        return 2
-
-    def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         yield batch(partition, *range(first, last + 1))
 
 
@@ -86,12 +92,12 @@ def test_a_gap_that_cannot_be_read_keeps_nobody_from_those_after_it(
     log.fails["0"] = error
 
     with pytest.raises(type(error)) as raised:
-        app.repair_gaps()
+        app.repair_gaps(NOW)
 
     assert raised.value is error
     assert log.asked == ["0", "1", "2"]
     assert gaps(app) == {
-        ("readings/0", "open", 1, 4),
+        *(("readings/0", "lost", 1, 1), ("readings/0", "open", 2, 4)),
         *(("readings/1", "lost", 1, 1), ("readings/1", "repaired", 2, 4)),
         *(("readings/2", "lost", 1, 1), ("readings/2", "repaired", 2, 4)),
     }
@@ -103,13 +109,13 @@ def test_of_several_failures_the_first_is_raised_and_each_is_logged_with_its_ran
     log.fails |= {"0": Conflict("held by another"), "2": KeyError("secret of a statement")}
 
     with pytest.raises(Conflict, match="held by another"), caplog.at_level(logging.WARNING):
-        app.repair_gaps()
+        app.repair_gaps(NOW)
 
     keys = ("hub", "partition", "first_sequence", "last_sequence", "cause")
     said = facts_of(caplog, "repair.gap_failed")
     assert [(*(one[key] for key in keys), bool(one["exc_info"])) for one in said] == [
-        ("readings", "0", 1, 4, "held by another", False),
-        ("readings", "2", 1, 4, "KeyError", True),
+        ("readings", "0", 2, 4, "held by another", False),
+        ("readings", "2", 2, 4, "KeyError", True),
     ]
 
 
@@ -118,10 +124,10 @@ def test_the_next_repair_goes_on_where_a_failure_stopped_this_one(
 ) -> None:
     log.fails["1"] = Transient("silent")
     with pytest.raises(ScoringError):
-        app.repair_gaps()
+        app.repair_gaps(NOW)
     log.fails.clear()
 
-    assert app.repair_gaps().events == 3
+    assert app.repair_gaps(NOW).events == 3
     assert {state for _, state, *_ in gaps(app)} == {"lost", "repaired"}
 
 
@@ -142,7 +148,7 @@ def test_what_the_hub_no_longer_has_is_lost_with_a_warning(
     app: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        app.repair_gaps()
+        app.repair_gaps(NOW)
 
     keys = ("hub", "partition", "first_sequence", "last_sequence", "events")
     assert [tuple(one[key] for key in keys) for one in facts_of(caplog, "repair.lost")] == [
@@ -157,7 +163,7 @@ def test_gaps_of_other_hubs_are_left_open_and_told_of_once_a_call(
         app.ingest()(batch(Partition(hub, number), 0, 5))
 
     with caplog.at_level(logging.WARNING):
-        app.repair_gaps()
+        app.repair_gaps(NOW)
 
     (said,) = facts_of(caplog, "repair.gaps_skipped")
     assert (said["count"], said["hubs"]) == (3, ["old", "older"])

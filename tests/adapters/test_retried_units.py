@@ -16,14 +16,17 @@ from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.adapters.sql.schema import facts
 from scoring.errors import Transient
+from scoring.handlers.hub import HubProgress
 from scoring.handlers.ingest import Ingest
 from scoring.handlers.repair import ReplayRejects
 from scoring.handlers.submit import SubmitRun
+from scoring.horizon import HorizonRules
 from scoring.instants import moment
 from scoring.ports import Blobs, EngineReport, ScoringOrder
 from scoring.readings import EventBatch, FieldNames, ReadingDecoder
 from scoring.retrying import ATTEMPTS, retried
 from scoring.runs import Part, RunState, ScoringRun
+from scoring.windows import Windowing
 from tests.adapters.stores import (
     MINUTE,
     NOW,
@@ -36,6 +39,9 @@ from tests.adapters.stores import (
     proposed,
     save,
 )
+from tests.fakes.event_log import no_hub
+
+WINDOWING = Windowing(MINUTE, MINUTE, MINUTE)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +58,7 @@ def blobs(tmp_path: Path) -> Blobs:
 
 @pytest.fixture
 def ingest(database: Database, blobs: Blobs) -> Ingest:
-    return Ingest(SqlIngestStore(database), blobs, ReadingDecoder(), MINUTE, MINUTE)
+    return Ingest(SqlIngestStore(database), blobs, ReadingDecoder(), WINDOWING)
 
 
 @pytest.fixture
@@ -151,7 +157,7 @@ class TestReplay:
     ) -> None:
         ingest(batch(0, 9, b'{"id":"d","sensor":"s","ts":1000,"value":1.5}'))
         today = Ingest(
-            ingest.store, ingest.blobs, ReadingDecoder(FieldNames(device="id")), MINUTE, MINUTE
+            ingest.store, ingest.blobs, ReadingDecoder(FieldNames(device="id")), WINDOWING
         )
         failing(1, carried_out=carried_out)
 
@@ -186,10 +192,16 @@ class NoEngine:
         raise NotImplementedError
 
 
+def submitter(store: SqlRunStore, database: Database, blobs: Blobs) -> SubmitRun:
+    """Make a submit handler of a store that no hub feeds."""
+    hub = HubProgress(SqlIngestStore(database), no_hub(), HorizonRules(MINUTE))
+    return SubmitRun(store, blobs, NoEngine(), hub, MINUTE, MINUTE, part_rows=10)
+
+
 def test_an_export_that_is_recorded_twice_keeps_its_parts(database: Database, blobs: Blobs) -> None:
     save(database, partials=partials({("d", "s", 0): [1.0]}))
     run, store = claimed(database), LosingRunStore(database)
-    submit = SubmitRun(store, blobs, NoEngine(), MINUTE, MINUTE, MINUTE, part_rows=10)
+    submit = submitter(store, database, blobs)
 
     run = submit.advance(run, moment(NOW), "e1")
 
@@ -202,9 +214,7 @@ def test_an_export_that_is_recorded_twice_keeps_its_parts(database: Database, bl
 def test_the_parts_of_an_export_that_lost_are_removed(database: Database, blobs: Blobs) -> None:
     save(database, partials=partials({("d", "s", 0): [1.0]}))
     run = claimed(database)
-    submit = SubmitRun(
-        SqlRunStore(database), blobs, NoEngine(), MINUTE, MINUTE, MINUTE, part_rows=10
-    )
+    submit = submitter(SqlRunStore(database), database, blobs)
     assert SqlRunStore(database).record_export(run, "theirs", [Part(0, 1)])
 
     run = submit.advance(run, moment(NOW), "ours")

@@ -10,7 +10,6 @@ from sqlalchemy import select, update
 
 from scoring.adapters.sql import runs as runs_module
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.adapters.sql.schema import predictions as predictions_table
@@ -22,7 +21,6 @@ from scoring.ports import IndexedPart, RunStore
 from scoring.queries import AnomalyFilter
 from scoring.runs import Part, RunLimits, RunState, ScoringRun, may_follow
 from scoring.suspects import Suspect
-from scoring.windows import PartitionProgress
 from tests.adapters.stores import (
     MINUTE,
     NOW,
@@ -902,18 +900,3 @@ class TestIndexing:
 
         with ThreadPoolExecutor(2) as pool:
             assert sorted(pool.map(index, range(2))) == [False, True]
-
-
-class TestProgress:
-    def test_a_store_without_partitions_has_none(self, store: RunStore) -> None:
-        assert store.progress() == []
-
-    def test_every_partition_tells_how_far_it_is(self, database: Database, store: RunStore) -> None:
-        save(database, P0, watermark=5, last_enqueued=50)
-        save(database, P1, last_enqueued=60)
-        SqlIngestStore(database).end_partition(P1)
-
-        assert sorted(store.progress(), key=lambda p: p.last_enqueued) == [
-            PartitionProgress(5, 50),
-            PartitionProgress(None, 60, ended=True),
-        ]

@@ -38,6 +38,7 @@ from tests.adapters.engines import eventually
 from tests.amqp.hub import Hub
 from tests.amqp.server import AmqpServer
 from tests.api.conftest import Client, ListeningEngine
+from tests.fakes.event_log import MemoryHub
 from tests.worker.host import SETTINGS
 
 BEGIN = 1_577_836_800 * instants.SECOND
@@ -109,6 +110,7 @@ def app(tmp_path: Path, seen: Seen) -> Iterator[HostedApp]:
     traces.add_span_processor(SimpleSpanProcessor(seen.spans_exporter))
     metrics = MeterProvider([seen.reader])
     app = HostedApp(settings, OpenTelemetry(traces, metrics))
+    app.__dict__["event_log"] = MemoryHub("readings", 1)
     with app:
         yield app
     traces.shutdown()

@@ -14,6 +14,7 @@ from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.errors import Transient
 from scoring.handlers.ingest import Ingest, IngestOutcome
 from scoring.readings import EventBatch, Partition, ReadingDecoder
+from scoring.windows import Windowing
 from tests.adapters.stores import contents
 
 EVENTS = 3_000
@@ -50,7 +51,10 @@ def consume(
 @pytest.fixture
 def ingest(database: Database, tmp_path: Path) -> Ingest:
     return Ingest(
-        SqlIngestStore(database), FolderBlobs(tmp_path), ReadingDecoder(), 60 * SECOND, 30 * SECOND
+        SqlIngestStore(database),
+        FolderBlobs(tmp_path),
+        ReadingDecoder(),
+        Windowing(60 * SECOND, 30 * SECOND, 600 * SECOND),
     )
 
 

@@ -21,6 +21,7 @@ from scoring.settings import Settings
 from tests.adapters.stores import P0, partials, save
 
 BEGIN = 1_577_836_800 * instants.SECOND
+LATER = BEGIN + 86_400 * instants.SECOND
 NOW = instants.moment(BEGIN + 10**12)
 
 
@@ -73,7 +74,7 @@ def runs(app: App) -> list[str]:
     found = []
     for number in range(3):
         rows = {(f"d{number}", "s1", BEGIN): [1.0]}
-        save(app.database, P0, partials=partials(rows), watermark=BEGIN, last_enqueued=BEGIN)
+        save(app.database, P0, partials=partials(rows), watermark=LATER, last_enqueued=BEGIN)
         now = NOW + timedelta(seconds=number)
         run = app.submit("timer", app.shelf.current(), now, f"00000{number}")
         assert run is not None
@@ -220,7 +221,7 @@ def test_a_run_that_cannot_be_submitted_says_why_until_it_is(
         app.database,
         P0,
         partials=partials({("d", "s1", BEGIN): [1.0]}),
-        watermark=BEGIN,
+        watermark=LATER,
         last_enqueued=BEGIN,
     )
     with monkeypatch.context() as patch, pytest.raises(Misconfigured):
@@ -373,7 +374,7 @@ def test_a_run_that_cannot_be_submitted_is_given_up_when_it_has_waited(
 
     monkeypatch.setattr(ScriptedEngine, "submit", refuse)
     rows = partials({("d", "s1", BEGIN): [1.0]})
-    save(app.database, P0, partials=rows, watermark=BEGIN, last_enqueued=BEGIN)
+    save(app.database, P0, partials=rows, watermark=LATER, last_enqueued=BEGIN)
     for _ in range(2):
         with pytest.raises(Misconfigured):
             app.submit("timer", app.shelf.current(), NOW, "000009")
@@ -435,7 +436,7 @@ def test_a_timer_that_finds_too_many_runs_makes_none_and_says_why(
     app: App, runs: list[str]
 ) -> None:
     rows = partials({("d9", "s1", BEGIN): [1.0]})
-    save(app.database, P0, partials=rows, watermark=BEGIN, last_enqueued=BEGIN)
+    save(app.database, P0, partials=rows, watermark=LATER, last_enqueued=BEGIN)
 
     with pytest.raises(TooManyRuns, match="3 runs are active"):
         app.submit("timer", app.shelf.current(), NOW, "000009")

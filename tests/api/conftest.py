@@ -25,6 +25,7 @@ from scoring.settings import Settings
 from tests.adapters.stores import MINUTE, P0, partials, predictions, save
 
 BEGIN = 1_577_836_800 * instants.SECOND
+LATER = BEGIN + 86_400 * instants.SECOND
 """2020-01-01: long final, whatever the clock says."""
 
 
@@ -172,7 +173,7 @@ def fill(app: App, *sensors: tuple[str, str], windows: int = 1) -> None:
     """Give sensors windows that are final by now."""
     starts = [BEGIN + number * MINUTE for number in range(windows)]
     rows = {(device, sensor, start): [1.0] for device, sensor in sensors for start in starts}
-    save(app.database, P0, partials=partials(rows), watermark=BEGIN, last_enqueued=BEGIN)
+    save(app.database, P0, partials=partials(rows), watermark=LATER, last_enqueued=BEGIN)
 
 
 def submitted(app: App) -> str:

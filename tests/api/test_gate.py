@@ -221,6 +221,7 @@ KINDS = sorted({kind for kind in all_errors() if kind.__module__ == errors.__nam
 STATUS = {
     "BadInput": 422, "UnreadableSource": 422, "ModelRefused": 422, "Misconfigured": 500,
     "InvalidFleet": 500, "InvalidPart": 500, "NotFound": 404, "Conflict": 409, "TooManyRuns": 409,
+    "CannotBegin": 409, "RebuildUnderWay": 409,
     "Transient": 503, "DataRefused": 500,
     "StorageUnusable": 507, "EngineFailed": 500, "ScoringError": 500,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from scoring.api.answers import OPEN_GAPS
 from scoring.bootstrap import App
 from scoring.ports import Gap
 from tests.adapters.stores import MINUTE, P0, P1, deliver, reject, save
-from tests.api.conftest import BEGIN, Client, fill, opened, said
+from tests.api.conftest import BEGIN, LATER, Client, fill, opened, said
 
 SENSORS = [(device, sensor) for device in ("d1", "d2", "d3", "d4") for sensor in ("s1", "s2")]
 LISTS = ["/runs", "/anomalies", "/devices", "/devices?order=anomalies", "/rejects", "/partitions"]
@@ -46,7 +46,7 @@ def fill_lists(app: App) -> None:
     for partition in (P0, P1):
         deliver(app.database, [0, 5], partition, enqueued=BEGIN)
         rejects = [reject(n, reason=("not_json", "bad_value")[n % 2]) for n in range(5)]
-        save(app.database, partition, rejects=rejects, watermark=BEGIN, last_enqueued=BEGIN)
+        save(app.database, partition, rejects=rejects, watermark=LATER, last_enqueued=BEGIN)
 
 
 def submitted_again(app: App, turn: int) -> str:
@@ -250,7 +250,7 @@ class TestRows:
         first, second = client.get("/partitions").json()["items"]
 
         assert (first["partition"], first["watermark"], first["missing"]) == (
-            *("hub/0", "2020-01-01T00:00:00Z", 4),
+            *("hub/0", "2020-01-02T00:00:00Z", 4),
         )
         assert first["lag_seconds"] > 0
         assert first["gaps"] == {"open": {"gaps": 1, "events": 4}}
@@ -295,7 +295,7 @@ class TestRows:
     def test_rejects_are_replayed(self, app: App, client: Client) -> None:
         good = b'{"device":"d","sensor":"s","ts":"2020-01-01T00:00:00Z","value":1}'
         bodies = [reject(1, body=good, enqueued_time=BEGIN), reject(2)]
-        save(app.database, rejects=bodies, watermark=BEGIN, last_enqueued=BEGIN)
+        save(app.database, rejects=bodies, watermark=LATER, last_enqueued=BEGIN)
         deliver(app.database, [1, 2], enqueued=BEGIN)
 
         assert client.post("/rejects/replay").json() == {"replayed": 1, "stay_rejected": 1}

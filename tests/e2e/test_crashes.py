@@ -215,7 +215,7 @@ def _script(app: App) -> None:
     ingest(_batch("0", [*range(30, 60)], 1))  # 20-29 never came
     _run(app, START + timedelta(minutes=5))
     FolderEventLog(app.folder / "events").append(_batch("0", [*range(20, 30)], 0.2))
-    app.repair_gaps()
+    app.repair_gaps(instants.of(START + timedelta(minutes=5)))
     ingest(_batch("1", [*range(15, 40)], 0))  # some of them again, some late
     _run(app, START + timedelta(minutes=10))
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import reduce
 from random import Random
 
 import numpy as np
@@ -13,15 +14,20 @@ from sqlalchemy import func, select
 
 from scoring import instants
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.facts import Phase, read_window_facts
+from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.rebuild import SqlRebuildStore
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.adapters.sql.schema import predictions, runs, window_partials
-from scoring.errors import Conflict, InvalidPart, NotFound, TooManyRuns, Transient
+from scoring.aggregates import merge
+from scoring.errors import CannotBegin, Conflict, InvalidPart, NotFound, Transient
 from scoring.handlers.ending import EndRuns
+from scoring.handlers.hub import HubProgress
 from scoring.handlers.index import IndexPredictions
 from scoring.handlers.submit import SubmitRun
 from scoring.handlers.watch import WatchRuns
-from scoring.ports import EngineReport, EngineState, ScoringOrder
+from scoring.horizon import HorizonRules
+from scoring.ports import EngineReport, EngineState, ScoringOrder, Segment
 from scoring.predictions import INPUT_SCHEMA, PREDICTION_SCHEMA, read_table, write_table
 from scoring.readings import Partition
 from scoring.runs import (
@@ -34,6 +40,7 @@ from scoring.runs import (
 )
 from tests.adapters.stores import MINUTE, P0, P1, partials, save
 from tests.fakes.blobs import MemoryBlobs
+from tests.fakes.event_log import no_hub
 from tests.interleaving.scheduler import on_commit
 
 Window = tuple[str, str, int]
@@ -229,6 +236,7 @@ class World:
         self.now = 10 * 24 * HOUR
         self.readings: dict[Window, list[float]] = defaultdict(list)
         self.scored_again = False
+        self.segments: dict[str, tuple[Window, float]] = {}
         self._stored_by: dict[int, int] = {}
         self._nonces = iter(range(10**6))
         devices = random.choice([2, 3])
@@ -244,7 +252,7 @@ class World:
         """Be a timer."""
         try:
             self._submit_handler()("timer", "v1", self._moment(), self._nonce())
-        except (TooManyRuns, Transient):
+        except (CannotBegin, Transient):
             return
 
     def rescore(self) -> None:
@@ -253,7 +261,7 @@ class World:
         scope = Scope(rescore=True)
         try:
             self._submit_handler()("manual", "v1", self._moment(), self._nonce(), scope=scope)
-        except (TooManyRuns, Transient):
+        except (CannotBegin, Transient):
             return
 
     def watch(self, times: int = 4) -> None:
@@ -292,12 +300,24 @@ class World:
     def rebuild(self) -> None:
         """Compute all windows anew."""
         try:
-            with SqlRebuildStore(self.database).rebuild(MINUTE) as transaction:
-                self.scored_again = True
-                for window, values in sorted(self.readings.items()):
-                    transaction.merge(P0, partials({window: values}))
+            self._rebuild()
         except Conflict:
             return
+
+    def _rebuild(self) -> None:
+        store = SqlRebuildStore(self.database)
+        store.begin(MINUTE)
+        # What was scored before is pending again.
+        self.scored_again = True
+        store.wait_for_writers()
+        while store.clear(self.chunk):
+            pass
+        while not store.end():
+            while pending := store.pending(self.chunk):
+                added = [segment for _, segment in pending]
+                sets = [partials({w: [v]}) for w, v in (self.segments[s.blob] for s in added)]
+                store.fill(pending[0][0], MINUTE, added, reduce(merge, sets))
+            store.wait_for_writers()
 
     # What must hold.
 
@@ -315,6 +335,10 @@ class World:
     def drain(self) -> None:
         """Let timers go on, one after the other, until nothing waits."""
         self.engine.faults_left = 0
+        with self.database.read() as connection:
+            is_rebuilt = read_window_facts(connection).phase is Phase.DONE
+        if not is_rebuilt:
+            self._rebuild()
         healthy = [window for window in self.readings if window[:2] != POISON]
         for _ in range(200):
             self.now += 60 * instants.SECOND
@@ -421,11 +445,16 @@ class World:
 
     def _read(self, window: Window, partition: Partition) -> None:
         value = float(self.random.randrange(64))
+        number = len(self.segments)
+        segment = Segment(0, number, number, f"raw/{number}", 1)
+        self.segments[segment.blob] = (window, value)
         with on_commit(lambda: self.readings[window].append(value)):
             save(
                 self.database,
                 partition,
                 partials=partials({window: [value]}),
+                segments=[segment],
+                readings=1,
                 watermark=1000 * MINUTE,
                 last_enqueued=1000 * MINUTE,
             )
@@ -443,7 +472,7 @@ class World:
             engine=self.engine,
             window=MINUTE,
             allowed_lateness=MINUTE,
-            idle_timeout=MINUTE,
+            hub=HubProgress(SqlIngestStore(self.database), no_hub(), HorizonRules(MINUTE)),
             part_rows=2,
             limits=RunLimits(self.active, 10**6),
         )

@@ -236,7 +236,8 @@ def test_the_largest_values_that_are_accepted_overflow_nothing() -> None:
 def test_a_count_beyond_what_one_window_will_ever_hold_stays_exact() -> None:
     one = one_window([1.0])
     many = Partials(
-        one.keys, np.array([2**52]), one.mean, one.m2, one.min, one.max, one.last, one.last_time
+        *(one.keys, np.array([2**52]), one.mean, one.m2, one.min, one.max, one.last),
+        *(one.last_time, one.late_enqueued),
     )
 
     assert merge(many, one).count.tolist() == [2**52 + 1]
@@ -253,10 +254,12 @@ def test_rows_of_equal_key_become_one_in_the_order_of_their_first() -> None:
         max=same,
         last=same,
         last_time=np.array([1, 2, 3]),
+        late_enqueued=np.array([7, 0, 9]),
     )
 
     assert combine(repeated).keys == [("b", "s", 0), ("a", "s", 0)]
     assert combine(repeated).count.tolist() == [4, 2]
+    assert combine(repeated).late_enqueued.tolist() == [9, 0]
 
 
 # --- many small sets into one table -----------------------------------------------------------

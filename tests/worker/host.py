@@ -42,7 +42,7 @@ SETTINGS = {
     "SCORING_CONTAINER": "scoring",
     "SCORING_PROCESSES": "1",
 }
-"""Of a function app whose event hub nobody reaches."""
+"""Of a function app; the tests that deliver events have an event hub served for it."""
 
 
 class Message:

@@ -156,7 +156,7 @@ class EventHubConsumer:
         ledger sees it by its time. If the hub does not have so many, it was made anew for sure.
         """
         mark = self.position(Partition(self.hub.name, partition_id))
-        if mark is None:
+        if mark is None or mark < 0:
             return _BEGINNING
         newest = client.get_partition_properties(partition_id)["last_enqueued_sequence_number"]
         return mark if mark <= newest else _BEGINNING

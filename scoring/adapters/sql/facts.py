@@ -1,25 +1,87 @@
 """What holds for a whole store."""
 
-from sqlalchemy import Connection, select, update
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, insert, select, update
 
 from scoring.adapters.sql.schema import facts
 
 CLAIMS = "claims"
-"""Name of the row that is locked while a run begins."""
+"""Name of the row that is locked while a run begins, a rebuild, or a partition."""
 
-WINDOW = facts.c.name == "window"
-"""The row that has the window size."""
+_WINDOW, _REBUILD = "window", "rebuild"
+
+
+class Phase(StrEnum):
+    """How far a rebuild of the windows is."""
+
+    DONE = "done"
+    CLEARING = "clearing"
+    """The old windows are being deleted: readings are kept as segments only."""
+    RESIZING = "resizing"
+    """The same, and the predictions of these windows too: the new ones have another size."""
+    FILLING = "filling"
+    """Segments that no new window holds yet are being added."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFacts:
+    """What holds for all windows of a store.
+
+    Attributes
+    ----------
+    size
+        Microseconds; None for a store that has no size yet.
+    rebuild
+        The number of the newest rebuild, 0 before the first. Windows hold the readings of exactly
+        those segments that have this number.
+    """
+
+    size: int | None
+    rebuild: int = 0
+    phase: Phase = Phase.DONE
+
+    @property
+    def are_deleted(self) -> bool:
+        """Whether the old windows are still being deleted."""
+        return self.phase in {Phase.CLEARING, Phase.RESIZING}
+
+
+def read_window_facts(connection: Connection) -> WindowFacts:
+    """Return what holds for all windows."""
+    statement = select(facts.c.name, facts.c.value).where(facts.c.name.in_((_WINDOW, _REBUILD)))
+    values = {name: value for name, value in connection.execute(statement)}
+    size = values.get(_WINDOW)
+    number, _, phase = values.get(_REBUILD, f"0:{Phase.DONE}").partition(":")
+    return WindowFacts(None if size is None else int(size), int(number), Phase(phase))
 
 
 def read_window(connection: Connection) -> int | None:
-    """Give the size of the store's windows, microseconds; None for a store that has none yet."""
-    value = connection.execute(select(facts.c.value).where(WINDOW)).scalar()
-    return None if value is None else int(value)
+    """Return the size of the store's windows, microseconds; None for a store without one."""
+    return read_window_facts(connection).size
+
+
+def write_window(connection: Connection, size: int) -> None:
+    """Write the size of the store's windows, microseconds."""
+    _write(connection, _WINDOW, str(size))
+
+
+def write_rebuild(connection: Connection, number: int, phase: Phase) -> None:
+    """Write how far a rebuild is."""
+    _write(connection, _REBUILD, f"{number}:{phase}")
+
+
+def _write(connection: Connection, name: str, value: str) -> None:
+    statement = update(facts).where(facts.c.name == name).values(value=value)
+    if not connection.execute(statement).rowcount:
+        connection.execute(insert(facts).values(name=name, value=value))
 
 
 def lock_claims(connection: Connection) -> None:
-    """Let one process at a time begin a run; the lock goes with the transaction.
+    """Let one process at a time begin a run, a rebuild or a partition.
 
-    The first migration makes the row, so that no two processes ever race to do so.
+    The lock goes with the transaction. The first migration makes the row, so that no two processes
+    ever race to do so.
     """
     connection.execute(update(facts).where(facts.c.name == CLAIMS).values(value=""))

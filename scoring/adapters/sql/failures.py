@@ -28,7 +28,9 @@ _UNIQUE = frozenset({"23505"})
 # Who is the first to write of a partition, a file, a sensor or a device has nothing to lock, so
 # that two may be; the second of them finds the other's row when it comes again. Elsewhere a lock
 # keeps two writers apart: a duplicate key there is one again however often it is tried.
-_FIRST_WRITERS = re.compile(r"\b(?:pk_)?(?:partitions|facts|sensor_counts|device_counts)\b")
+_FIRST_WRITERS = re.compile(
+    r"\b(?:pk_)?(?:partitions|facts|sensor_counts|device_counts|hub_answers)\b"
+)
 # Cardinality (two rows of one key in a statement), data exceptions, integrity constraints.
 _DATA = frozenset({"21", "22", "23"})
 _UNUSABLE = frozenset({"53100", "25006", "58030", "XX001"})

@@ -1,6 +1,6 @@
 """The ledger, the window partials and the rejects in SQL."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,18 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from scoring import ledger
 from scoring.adapters.sql import bulk, texts
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.facts import read_window
+from scoring.adapters.sql.facts import WindowFacts, lock_claims, read_window_facts
+from scoring.adapters.sql.hubs import (
+    observe,
+    parse_partition,
+    read_answer,
+    read_states,
+    write_answer,
+)
 from scoring.adapters.sql.schema import epochs, facts, gaps, partitions, rejects, segments
-from scoring.ledger import Epoch
+from scoring.errors import Transient
+from scoring.horizon import PartitionState
+from scoring.ledger import Epoch, HubAnswer
 from scoring.ports import Gap, IngestChange, RejectKey, StoredReject
 from scoring.readings import MAX_NAME, Partition
 from scoring.retrying import retried
@@ -31,21 +40,41 @@ class _Transaction:
 
     connection: Connection
     partition: str
-    epochs: tuple[Epoch, ...]
+    known: dict[int, Epoch]
     progress: PartitionProgress | None
-    window: int | None
+    windows: WindowFacts
+    answer: HubAnswer | None
+
+    @property
+    def epochs(self) -> tuple[Epoch, ...]:
+        """What has been applied, with what this transaction has changed."""
+        return tuple(self.known.values())
+
+    @property
+    def window(self) -> int | None:
+        """Size of the store's windows, microseconds; None where it was never settled."""
+        return self.windows.size
+
+    def admit(self, changed: Sequence[Epoch], answer: HubAnswer) -> None:
+        """Write what the hub said, and the epochs that this opens or changes."""
+        for epoch in changed:
+            self._save_epoch(epoch)
+        write_answer(self.connection, self.partition, answer)
 
     def save(self, change: IngestChange) -> None:
         """Write everything that the batch changes."""
         for epoch in change.epochs:
             self._save_epoch(epoch)
-        bulk.merge_partials(self.connection, self.partition, change.partials)
+        rebuild = self._merge(change)
         bulk.insert(self.connection, rejects, self._reject_rows(change))
         bulk.insert(
             self.connection,
             segments,
             [
-                (self.partition, s.epoch, s.first_sequence, s.blob, s.last_sequence, s.readings)
+                (
+                    *(self.partition, s.epoch, s.first_sequence, s.blob),
+                    *(s.last_sequence, s.readings, rebuild),
+                )
                 for s in change.segments
             ],
         )
@@ -67,6 +96,19 @@ class _Transaction:
         statement = select(*key, *columns, table.connection_device_id).where(mine)
         rows = self.connection.execute(statement.order_by(*key).limit(limit))
         return [StoredReject(*row) for row in rows]
+
+    def _merge(self, change: IngestChange) -> int:
+        """Merge partials, unless a rebuild will; return the rebuild that has counted them."""
+        if not self.windows.are_deleted:
+            bulk.merge_partials(self.connection, self.partition, change.partials)
+            return self.windows.rebuild
+        if len(change.partials) and not change.segments:
+            message = (
+                "windows are being rebuilt, and readings that are not kept as segments wait until"
+                " the old windows are deleted"
+            )
+            raise Transient(message)
+        return self.windows.rebuild - 1
 
     def _save_partition(self, change: IngestChange) -> None:
         table = partitions.c
@@ -100,13 +142,15 @@ class _Transaction:
             "high_water": epoch.high_water,
             "first_enqueued": epoch.first_enqueued,
             "last_enqueued": epoch.last_enqueued,
+            "created": epoch.created,
         }
         if not self.connection.execute(update(epochs).where(key).values(values)).rowcount:
             row = values | {"epoch": epoch.number}
             self.connection.execute(insert(epochs).values(partition=self.partition, **row))
-        before = next((e for e in self.epochs if e.number == epoch.number), None)
+        before = self.known.get(epoch.number)
         if (before.gaps if before else ()) != epoch.gaps:
             self._save_gaps(epoch)
+        self.known[epoch.number] = epoch
 
     def _save_gaps(self, epoch: Epoch) -> None:
         """Shrink, split and close the rows of gaps, and add the new ones."""
@@ -138,8 +182,25 @@ class SqlIngestStore:
         name = str(partition)
         with self._database.write() as connection:
             progress = _lock(connection, name)
-            known = _read_epochs(connection, name)
-            yield _Transaction(connection, name, known, progress, read_window(connection))
+            yield _Transaction(
+                connection,
+                name,
+                _read_epochs(connection, name),
+                progress,
+                read_window_facts(connection),
+                read_answer(connection, name),
+            )
+
+    def states(self) -> list[PartitionState]:
+        """Return how every partition stands."""
+        with self._database.read() as connection:
+            return read_states(connection)
+
+    @retried
+    def observe(self, answers: Mapping[Partition, HubAnswer | None], now: int) -> None:
+        """Note what hubs said of their partitions, and where each partition stands."""
+        with self._database.write() as connection:
+            observe(connection, answers, now)
 
     @retried
     def end_partition(self, partition: Partition) -> None:
@@ -204,12 +265,6 @@ class SqlIngestStore:
                     _replace_gap(connection, row, [("open", rest), ("lost", lost)])
 
 
-def parse_partition(name: str) -> Partition:
-    """Split the stored name ``hub/id`` of a partition."""
-    hub, _, number = name.rpartition("/")
-    return Partition(hub, number)
-
-
 def _storable(device: str | None) -> str | None:
     """Give the sender of a reject, or None where its name can be no device's.
 
@@ -219,32 +274,36 @@ def _storable(device: str | None) -> str | None:
 
 
 def _lock(connection: Connection, partition: str) -> PartitionProgress | None:
-    """Take the partition's row lock; gives None for a partition that is new."""
+    """Take the partition's row lock; return None for a partition that is new."""
     mine = partitions.c.partition == partition
     # An update that changes nothing: every engine locks the row for it, without lock hints.
     touch = update(partitions).where(mine).values(ended=partitions.c.ended)
     if not connection.execute(touch).rowcount:
-        values = {"events": 0, "readings": 0, "rejects": 0, "late": 0, "last_enqueued": 0}
-        statement = insert(partitions).values(partition=partition, ended=False, **values)
-        connection.execute(statement)
-        return None
+        # No partition is added while a rebuild begins or ends.
+        lock_claims(connection)
+        if not connection.execute(touch).rowcount:
+            values = {"events": 0, "readings": 0, "rejects": 0, "late": 0, "last_enqueued": 0}
+            row = insert(partitions).values(partition=partition, ended=False, **values)
+            connection.execute(row)
+            return None
     columns = (partitions.c.watermark, partitions.c.last_enqueued, partitions.c.ended)
     return PartitionProgress(*connection.execute(select(*columns).where(mine)).one())
 
 
-def _read_epochs(connection: Connection, partition: str) -> tuple[Epoch, ...]:
+def _read_epochs(connection: Connection, partition: str) -> dict[int, Epoch]:
     statement = select(epochs).where(epochs.c.partition == partition).order_by(epochs.c.epoch)
-    return tuple(
-        Epoch(
+    return {
+        row.epoch: Epoch(
             *(row.epoch, row.first_sequence, row.high_water),
             *(row.first_enqueued, row.last_enqueued),
             gaps=tuple(
                 (gap.first_sequence, gap.last_sequence)
                 for gap in _open_gaps(connection, partition, row.epoch)
             ),
+            created=row.created,
         )
         for row in connection.execute(statement)
-    )
+    }
 
 
 def _open_gaps(connection: Connection, partition: str, epoch: int) -> list[GapRow]:

@@ -27,10 +27,9 @@ from sqlalchemy.sql import ColumnElement
 
 from scoring.adapters.sql import bulk, counts, texts
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.facts import lock_claims
+from scoring.adapters.sql.facts import Phase, WindowFacts, lock_claims, read_window_facts
 from scoring.adapters.sql.schema import (
     REASON,
-    partitions,
     predictions,
     run_parts,
     runs,
@@ -38,7 +37,7 @@ from scoring.adapters.sql.schema import (
     window_partials,
 )
 from scoring.aggregates import Partials, combine
-from scoring.errors import DataRefused, InvalidPart, NotFound, TooManyRuns
+from scoring.errors import DataRefused, InvalidPart, NotFound, RebuildUnderWay, TooManyRuns
 from scoring.ports import IndexedPart
 from scoring.predictions import summarise
 from scoring.retrying import retried
@@ -56,7 +55,6 @@ from scoring.runs import (
     part_name,
 )
 from scoring.suspects import Suspect
-from scoring.windows import PartitionProgress
 
 FETCH = 20_000
 """Rows of windows read at a time."""
@@ -67,7 +65,7 @@ _RUN = tuple(
         *("number", "run_id", "state", "trigger", "fleet_version"),
         *("last_start", "created_at", "export", "cause"),
         *("first_start", "devices", "rescore", "request_key", "request_digest"),
-        *("submitted_at", "ended_at", "job_is_open"),
+        *("submitted_at", "ended_at", "job_is_open", "enqueued_until"),
     )
 )
 
@@ -85,6 +83,7 @@ class SqlRunStore:
             lock_claims(connection)
             if found := _in_its_place(connection, run):
                 return found
+            run = _with_final_windows(run, read_window_facts(connection))
             last_start = _last_start(connection, run, limits.windows)
             if last_start is None:
                 return None
@@ -329,13 +328,6 @@ class SqlRunStore:
         with self._database.write() as connection:
             connection.execute(delete(suspects).where(scored))
 
-    def progress(self) -> list[PartitionProgress]:
-        """How far each partition has come."""
-        table = partitions.c
-        statement = select(table.watermark, table.last_enqueued, table.ended)
-        with self._database.read() as connection:
-            return [PartitionProgress(*row) for row in connection.execute(statement)]
-
 
 def _run(row: Row[Any]) -> ScoringRun:
     values = row._asdict() | {"state": RunState(row.state), "devices": read_devices(row.devices)}
@@ -378,6 +370,8 @@ def _claimable(run: ScoringRun) -> ColumnElement[bool]:
     which: ColumnElement[bool] = table.window_start <= run.last_start
     if run.first_start is not None:
         which &= table.window_start >= run.first_start
+    if run.enqueued_until is not None:
+        which &= table.late_enqueued <= run.enqueued_until
     if run.devices:
         which &= table.device.in_(run.devices)
     free: ColumnElement[bool] = table.claimed_by.is_(None)
@@ -439,6 +433,22 @@ def _newer_owner(run: ScoringRun) -> ColumnElement[Any]:
     same = _same_window(other.c, window_partials.c)
     newest = select(func.max(other.c.claimed_by)).where(same, other.c.claimed_by > run.number)
     return newest.scalar_subquery()
+
+
+def _with_final_windows(run: ScoringRun, windows: WindowFacts) -> ScoringRun:
+    """Return the run without windows that are not final, by the store's own window size.
+
+    Raises
+    ------
+    RebuildUnderWay
+        Windows are being rebuilt.
+    """
+    if windows.phase is not Phase.DONE:
+        message = "windows are being rebuilt: `rebuild-windows` goes on where it was stopped"
+        raise RebuildUnderWay(message)
+    if run.enqueued_until is None or windows.size is None:
+        return run
+    return replace(run, last_start=min(run.last_start, run.enqueued_until - windows.size))
 
 
 def _last_start(connection: Connection, run: ScoringRun, windows: int) -> int | None:
@@ -555,6 +565,7 @@ def _partials(rows: list[Any]) -> Partials:
             max=high,
             last=last,
             last_time=np.array(last_time, dtype=np.int64),
+            late_enqueued=np.zeros(len(rows), dtype=np.int64),
         )
     )
 

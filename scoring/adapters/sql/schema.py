@@ -23,7 +23,7 @@ from sqlalchemy import (
 from scoring.adapters.sql import texts
 from scoring.readings import MAX_NAME
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration: what the code expects to find."""
 
 metadata = MetaData(
@@ -72,7 +72,30 @@ epochs = Table(
     Column("high_water", BigInteger, nullable=False),
     Column("first_enqueued", Instant, nullable=False),
     Column("last_enqueued", Instant, nullable=False),
+    # When the hub was created; null while that is not known.
+    Column("created", Instant),
     comment="The ledger: what was applied since the partition's hub was made",
+)
+
+hub_answers = Table(
+    "hub_answers",
+    metadata,
+    Column("partition", _PARTITION, primary_key=True),
+    # Null where the hub was never asked, as of a file.
+    Column("created", Instant),
+    Column("beginning", BigInteger),
+    Column("last", BigInteger),
+    Column("last_enqueued", Instant),
+    Column("is_empty", Boolean),
+    Column("is_absent", Boolean, nullable=False, server_default=false()),
+    Column("asked_at", Instant),
+    # Where the ledger was when somebody looked, and since when it has been there.
+    Column("epoch", Integer),
+    Column("high_water", BigInteger),
+    Column("moved_at", Instant),
+    # Since when each look has found the hub to hold more, with the ledger where it is.
+    Column("behind_since", Instant),
+    comment="What each hub last said of its partitions, and since when the ledger stands",
 )
 
 gaps = Table(
@@ -101,6 +124,8 @@ window_partials = Table(
     Column("max", Double, nullable=False),
     Column("last", Double, nullable=False),
     Column("last_time", Instant, nullable=False),
+    # Of the newest reading that came when the window was final already; 0 where none did.
+    Column("late_enqueued", Instant, nullable=False, server_default="0"),
     # The number of the run that took it last; null while it is pending.
     Column("claimed_by", Integer),
     Index("ix_window_partials_claim", "claimed_by", "device", "sensor", "window_start"),
@@ -137,6 +162,9 @@ segments = Table(
     Column("blob", texts.word(400), primary_key=True),
     Column("last_sequence", BigInteger, nullable=False),
     Column("readings", BigInteger, nullable=False),
+    # The rebuild that has put its readings into windows; 0 before the first.
+    Column("rebuild", Integer, nullable=False, server_default="0"),
+    Index("ix_segments_rebuild", "rebuild", "partition", "epoch", "first_sequence"),
     comment="The manifest of the raw store: a blob that is not named here counts for nothing",
 )
 
@@ -149,6 +177,8 @@ runs = Table(
     Column("trigger", texts.word(32), nullable=False),
     Column("fleet_version", texts.word(64), nullable=False),
     Column("last_start", Instant, nullable=False),
+    # Late readings up to this enqueued time may be taken; null takes all.
+    Column("enqueued_until", Instant),
     Column("created_at", Instant, nullable=False),
     Column("ended_at", Instant),
     Column("export", texts.word(32), nullable=False),

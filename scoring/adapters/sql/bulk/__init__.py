@@ -25,6 +25,7 @@ from scoring.adapters.sql.bulk.upsert import Row, Upsert
 from scoring.aggregates import Partials
 
 __all__ = [
+    "ANSWER",
     "MERGE",
     "PREDICT",
     "SUSPECT",
@@ -33,6 +34,7 @@ __all__ = [
     "after",
     "insert",
     "merge_partials",
+    "upsert_answers",
     "upsert_predictions",
     "upsert_suspects",
 ]
@@ -48,7 +50,7 @@ def merge_partials(connection: Connection, partition: str, partials: Partials) -
     """Merge partials into a partition's rows; every row touched becomes pending."""
     columns = (
         *(partials.count, partials.mean, partials.m2, partials.min),
-        *(partials.max, partials.last, partials.last_time),
+        *(partials.max, partials.last, partials.last_time, partials.late_enqueued),
     )
     rows = [
         (device, sensor, start, partition, *numbers)
@@ -75,6 +77,11 @@ def upsert_predictions(connection: Connection, rows: Sequence[Row]) -> None:
 def upsert_suspects(connection: Connection, rows: Sequence[Row]) -> None:
     """Write suspects over what was known of them."""
     _upsert(connection, SUSPECT, rows)
+
+
+def upsert_answers(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write what hubs said of partitions over what they said before."""
+    _upsert(connection, ANSWER, rows)
 
 
 def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
@@ -121,6 +128,9 @@ def _merged(old: Any, new: Any) -> dict[str, Any]:
         "max": case((new.max > old.max, new.max), else_=old.max),
         "last": case((is_later, new.last), else_=old.last),
         "last_time": case((is_later, new.last_time), else_=old.last_time),
+        "late_enqueued": case(
+            (new.late_enqueued > old.late_enqueued, new.late_enqueued), else_=old.late_enqueued
+        ),
         "claimed_by": null(),
     }
 
@@ -144,3 +154,4 @@ MERGE = Upsert(
 )
 PREDICT = _replacing(schema.predictions, lambda old, new: new.run_number >= old.run_number)
 SUSPECT = _replacing(schema.suspects)
+ANSWER = _replacing(schema.hub_answers)
