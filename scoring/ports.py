@@ -311,8 +311,8 @@ class IngestStore(Protocol):
     def note_file(self, hub: str, size: int, digest: str) -> None:
         """Note the size and digest of a file, instead of those noted before."""
 
-    def gaps(self) -> list[Gap]:
-        """Give all gaps on record, repaired and lost ones too."""
+    def gaps(self, state: str | None = None) -> list[Gap]:
+        """Return the gaps of a state, or all on record, repaired and lost ones too."""
 
     def mark_lost(self, gap: Gap) -> None:
         """Note that a range, part of an open gap, can no longer be had from the hub."""

@@ -120,9 +120,8 @@ class RepairGaps:
         """
         ours: list[Gap] = []
         others: list[Gap] = []
-        for gap in self.store.gaps():
-            if gap.state == "open":
-                (ours if self.log.holds(gap.partition) else others).append(gap)
+        for gap in self.store.gaps("open"):
+            (ours if self.log.holds(gap.partition) else others).append(gap)
         if others:
             hubs = sorted({gap.partition.hub for gap in others})
             log.warning("repair.gaps_skipped", extra={"count": len(others), "hubs": hubs})

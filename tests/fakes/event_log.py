@@ -34,17 +34,21 @@ class MemoryHub:
         Whether it answers.
     asked
         How often it was asked about a partition.
+    generation
+        How often it was created again.
     """
 
     def __init__(self, name: str, partitions: int, created: int | None = 0) -> None:
         self.name = name
         self.is_reachable = True
         self.asked = 0
+        self.generation = -1
         self.create(partitions, created)
 
     def create(self, partitions: int, created: int | None) -> None:
         """Create the hub, again: it counts from 0, and what it held is gone."""
         self.created = created
+        self.generation += 1
         self._kept = {str(number): _Retained() for number in range(partitions)}
 
     def send(self, partition: str, bodies: Sequence[bytes], times: Sequence[int]) -> EventBatch:

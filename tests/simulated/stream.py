@@ -19,7 +19,7 @@ from scoring.handlers.ingest import Ingest, IngestOutcome
 from scoring.handlers.repair import RepairGaps
 from scoring.handlers.submit import SubmitRun
 from scoring.horizon import HorizonRules, Standing
-from scoring.ports import EngineReport, ScoringOrder
+from scoring.ports import EngineReport, Gap, ScoringOrder
 from scoring.predictions import INPUT_SCHEMA, read_table
 from scoring.readings import EventBatch, Partition, ReadingDecoder
 from scoring.runs import ScoringRun
@@ -68,11 +68,25 @@ class Scoring:
 
 @dataclass
 class Sent:
-    """A reading as it was sent: its value is its number, so that sums tell which were counted."""
+    """A reading as it was sent; values differ, so that sums tell which were counted.
+
+    Attributes
+    ----------
+    generation
+        Of the hub, and so the number of its epoch.
+    """
 
     window: Window
     enqueued: int
     value: float
+    partition: str = ""
+    generation: int = 0
+    number: int = 0
+
+    def is_in(self, gap: Gap) -> bool:
+        """Return whether the reading's event is one of a gap."""
+        place = (gap.partition.id, gap.epoch)
+        return place == (self.partition, self.generation) and gap.first <= self.number <= gap.last
 
 
 @dataclass
@@ -85,6 +99,8 @@ class Stream:
         The next number that the host delivers of each partition.
     scored
         What each window was scored with, in the order of the runs.
+    gaps
+        What was on record as missing when each run was submitted.
     """
 
     database: Database
@@ -95,6 +111,7 @@ class Stream:
     checkpoints: dict[str, int] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
     scored: dict[Window, list[Scoring]] = field(default_factory=lambda: defaultdict(list))
+    gaps: dict[str, list[Gap]] = field(default_factory=dict)
     random: Random = field(default_factory=lambda: Random(0))
 
     def __post_init__(self) -> None:
@@ -123,9 +140,10 @@ class Stream:
         at = self.now if enqueued is None else enqueued
         value = float(len(self.sent))
         body = {"device": device, "sensor": SENSOR, "ts": event_time // 1000, "value": value}
-        self.hub.send(partition, [json.dumps(body).encode()], [at])
+        event = self.hub.send(partition, [json.dumps(body).encode()], [at])
         start = event_time // self.windowing.size * self.windowing.size
-        self.sent.append(Sent((device, start), at, value))
+        number = int(event.sequence_numbers[0])
+        self.sent.append(Sent((device, start), at, value, partition, self.hub.generation, number))
 
     def deliver(self, *partitions: str, batch_size: int = 100) -> IngestOutcome:
         """Have the host deliver all that waits."""
@@ -192,6 +210,7 @@ class Stream:
         return counts
 
     def _note(self, run: ScoringRun) -> None:
+        self.gaps[run.run_id] = self.store.gaps("open")
         for name in sorted(self.blobs.content):
             if not name.startswith(run.input_prefix):
                 continue
@@ -200,6 +219,7 @@ class Stream:
             devices, counts = table["device"].to_pylist(), table["count"].to_pylist()
             for device, start, count in zip(devices, starts, counts, strict=True):
                 self.scored[device, start].append(Scoring(run.run_id, self.now, count))
+        self.blobs.delete("runs/")
 
 
 def close(

@@ -242,9 +242,11 @@ class SqlIngestStore:
             if not connection.execute(change).rowcount:
                 connection.execute(insert(facts).values(name=name, value=value))
 
-    def gaps(self) -> list[Gap]:
-        """Give all gaps on record, in the order of partitions and sequence numbers."""
+    def gaps(self, state: str | None = None) -> list[Gap]:
+        """Return gaps in the order of partitions and sequence numbers."""
         statement = select(gaps).order_by(gaps.c.partition, gaps.c.epoch, gaps.c.first_sequence)
+        if state is not None:
+            statement = statement.where(gaps.c.state == state)
         with self._database.read() as connection:
             return [
                 Gap(parse_partition(row.partition), row.epoch, *row[2:])
