@@ -36,7 +36,7 @@ from scoring.horizon import HorizonRules
 from scoring.ports import Blobs, Engine, EventLog
 from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
 from scoring.runs import RunLimits, ScoringRun, Tolerance
-from scoring.settings import DEFAULT_WINDOW, PREFIX, Settings
+from scoring.settings import DEFAULT_WINDOW, PREFIX, Settings, too_young
 from scoring.storage import storage_errors
 from scoring.windows import Windowing
 
@@ -131,7 +131,10 @@ class App:
     @Part
     def window(self) -> int:
         """Size of the store's windows, microseconds."""
-        return settle_window(self.database, self.settings.window, DEFAULT_WINDOW)
+        size = settle_window(self.database, self.settings.window, DEFAULT_WINDOW)
+        if problems := too_young(self.settings, size):
+            raise Misconfigured(problems)
+        return size
 
     @Part
     def blobs(self) -> Blobs:
@@ -289,7 +292,7 @@ class App:
         return Ingest(
             store=self.ingest_store,
             blobs=self.blobs,
-            decoder=ReadingDecoder(fields or settings.field_names, settings.max_future_skew),
+            decoder=ReadingDecoder(fields or settings.field_names, settings.plausible),
             windowing=Windowing(self.window, settings.allowed_lateness, settings.watermark_lag),
             raw_segments=settings.raw_segments,
             log=self.event_log,

@@ -8,8 +8,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from time import perf_counter
@@ -423,12 +423,19 @@ def write_simulation(simulation: SimulationSettings, folder: Path, progress: Pro
 
 
 def send_simulation(
-    app: App, simulation: SimulationSettings, progress: Progress, *, restart: bool = False
+    app: App,
+    simulation: SimulationSettings,
+    now: datetime,
+    progress: Progress,
+    *,
+    restart: bool = False,
 ) -> "SendOutcome":
     """Send a simulation to the event hub; what was sent before a kill is not sent again.
 
     Parameters
     ----------
+    now
+        Where the simulation ends, unless it goes on with what was sent before.
     restart
         Forget what was sent before.
 
@@ -444,13 +451,21 @@ def send_simulation(
         app.folder.mkdir(parents=True, exist_ok=True)
         if restart:
             noted.unlink(missing_ok=True)
+    start = SendProgress.plan_in(noted).get("start")
+    begun = now.replace(microsecond=0) - simulation.duration
+    with suppress(ValueError):
+        begun = datetime.fromisoformat(start) if start else begun
+    simulation = replace(simulation, start=begun)
     total = simulation.devices * simulation.sensors * (simulation.duration / simulation.interval)
     with EventHubSender(app.hub) as sender:
         plan = {name: str(value) for name, value in asdict(simulation).items()}
         plan |= _destination(app, sender)
+        sent = SendProgress(noted, plan)
+        # Before the first event is: who goes on sends the same events.
+        sent.write()
         return sender.send(
             (zip(c.device.tolist(), c.bodies, strict=True) for c in simulate(simulation)),
-            SendProgress(noted, plan),
+            sent,
             lambda sent: progress("send", sent, total),
         )
 

@@ -138,6 +138,7 @@ class Reason(StrEnum):
     BAD_VALUE = "bad_value"
     NOT_FINITE = "not_finite"
     FROM_FUTURE = "from_future"
+    FROM_PAST = "from_past"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,64 @@ class _Batch:
         self.rejects.append(Reject(event, position, reason, detail, raw))
 
 
+@dataclass(frozen=True, slots=True)
+class Plausible:
+    """Which event times a reading may have; microseconds.
+
+    A clock that is wrong must neither close every window nor reopen old ones. No rule goes by the
+    clock of this machine, so that a replay decides the same.
+
+    Attributes
+    ----------
+    max_future_skew
+        How far an event time may be after its event's enqueued time.
+    max_age
+        How far it may be before it, in events of a hub.
+    earliest
+        The earliest event time in a file, whose enqueued times say little; since the epoch, UTC.
+    """
+
+    max_future_skew: int = 300_000_000
+    max_age: int = 30 * 86_400_000_000
+    earliest: int = 978_307_200_000_000
+
+    def bounds(self, batch: EventBatch, event: I64) -> tuple[I64, I64]:
+        """Return the earliest and the latest event time of readings, by their events' indexes."""
+        enqueued = batch.enqueued_times[event]
+        if batch.partition.is_file:
+            earliest = np.full(len(event), self.earliest, dtype=np.int64)
+        else:
+            earliest = enqueued - self.max_age
+        return earliest, enqueued + self.max_future_skew
+
+    def verdict(
+        self, stamp: str | int, time: int, earliest: int, latest: int
+    ) -> tuple[Reason, str]:
+        """Return why an event time out of bounds is rejected, with what it may have meant."""
+        if time > latest:
+            reason, detail = (
+                Reason.FROM_FUTURE,
+                f"{instants.text(time)} is ahead of the hub's clock",
+            )
+        else:
+            limit = instants.text(earliest)
+            reason, detail = Reason.FROM_PAST, f"{instants.text(time)} is before {limit}"
+        return reason, detail + self.hint(stamp, earliest, latest)
+
+    def hint(self, stamp: str | int, earliest: int, latest: int) -> str:
+        """Return in which other unit a number would be plausible; empty if in none."""
+        if isinstance(stamp, int):
+            for unit, per_second in _UNITS.items():
+                meant = stamp * 1_000_000 // per_second
+                if earliest <= meant <= latest:
+                    return f"; numbers are milliseconds, in {unit} it is {instants.text(meant)}"
+        return ""
+
+
+_UNITS = {"seconds": 1, "microseconds": 1_000_000, "nanoseconds": 1_000_000_000}
+"""Units that devices send beside milliseconds, and how many of each a second has."""
+
+
 class ReadingDecoder:
     """Decodes event batches. Build once: it compiles a JSON decoder for the field names.
 
@@ -225,16 +284,15 @@ class ReadingDecoder:
     ----------
     fields
         Names of the four fields in the body.
-    max_future_skew
-        How far a reading's event time may lie after its event's enqueued time, microseconds.
-        One wrong clock must not close every window.
+    plausible
+        Which event times are taken.
     """
 
     def __init__(
-        self, fields: FieldNames = FieldNames(), max_future_skew: int = 300_000_000
+        self, fields: FieldNames = FieldNames(), plausible: "Plausible | None" = None
     ) -> None:
         self._fields = fields
-        self._skew = max_future_skew
+        self._plausible = plausible or Plausible()
         self._decode = msgspec.json.Decoder(_row_type(fields)).decode
 
     def decode(self, batch: EventBatch) -> tuple[Readings, list[Reject]]:
@@ -306,12 +364,14 @@ class ReadingDecoder:
         sensors = _names([row.sensor for row in rows], Reason.BAD_SENSOR, bad)
         self._fill_devices(found, devices, bad)
         times, readable = instants.parse([row.ts for row in rows])
+        earliest, latest = self._plausible.bounds(found.source, event)
         for row in np.flatnonzero(~readable).tolist():
-            bad.setdefault(row, (Reason.BAD_TIME, f"not a time: {rows[row].ts!r:.60}"))
-        future = readable & (times - found.source.enqueued_times[event] > self._skew)
-        for row in np.flatnonzero(future).tolist():
-            detail = f"{instants.text(times[row])} is ahead of the hub's clock"
-            bad.setdefault(row, (Reason.FROM_FUTURE, detail))
+            hint = self._plausible.hint(rows[row].ts, int(earliest[row]), int(latest[row]))
+            bad.setdefault(row, (Reason.BAD_TIME, f"not a time: {rows[row].ts!r:.60}{hint}"))
+        for row in np.flatnonzero(readable & ((times > latest) | (times < earliest))).tolist():
+            limits = int(earliest[row]), int(latest[row])
+            verdict = self._plausible.verdict(rows[row].ts, int(times[row]), *limits)
+            bad.setdefault(row, verdict)
         # Adding 0.0 makes -0.0 positive: the two are equal, so the order would decide on a minimum.
         values = np.array([row.value for row in rows], dtype=np.float64) + 0.0
         for row, verdict in bad.items():
@@ -388,6 +448,8 @@ def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
     try:
         parsed = _parse(text, list[msgspec.Raw] if is_array else msgspec.Raw)
     except _Unreadable:
+        if _is_one_document(text):
+            raise
         if elements := _broken_array(text) or _lines(text):
             return iter(elements)
         if is_array:
@@ -396,6 +458,16 @@ def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
         if is_array:
             return enumerate(map(bytes, parsed))
     return iter([(0, body)])
+
+
+def _is_one_document(text: bytes) -> bool:
+    """Return whether a text is one document over several lines, by its first and last line alone.
+
+    Lines within a broken document are no readings of their own.
+    """
+    lines = text.split(b"\n", 1)
+    first, last = lines[0].strip(), text.rpartition(b"\n")[2].strip()
+    return len(lines) > 1 and first in {b"{", b"["} and last in {b"}", b"]"}
 
 
 def _broken_array(text: bytes) -> list[tuple[int, bytes]]:

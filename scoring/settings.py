@@ -3,17 +3,21 @@
 import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from scoring import addresses, instants
 from scoring.errors import Misconfigured
-from scoring.readings import FieldNames
+from scoring.readings import FieldNames, Plausible
 
 PREFIX = "SCORING_"
 TESTS = "SCORING_TEST_"
 """Variables that are for the tests: what they may be run against."""
+
+DEFAULT_WINDOW = 5 * 60 * instants.SECOND
+"""Of a new store whose settings name no window, microseconds."""
 
 _HUB, _CONNECTION, _NAMESPACE, _REPAIR_GROUP = (
     f"{PREFIX}EVENT_HUB{ending}" for ending in ("", "_CONNECTION", "_NAMESPACE", "_REPAIR_GROUP")
@@ -45,6 +49,16 @@ def duration(text: str) -> int:
 
 def _optional_duration(text: str) -> int | None:
     return duration(text) if text.strip() else None
+
+
+def _instant(text: str) -> int:
+    """Read an ISO 8601 date or time, of UTC where it names no offset, as epoch microseconds."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        message = f"{text!r} is not a date or time such as 2001-01-01"
+        raise ValueError(message) from error
+    return instants.of(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _flag(text: str) -> bool:
@@ -155,6 +169,12 @@ class Settings:
     max_future_skew: int = _setting(
         duration, "5min", "how far a device's clock may run ahead of the hub's"
     )
+    max_age: int = _setting(
+        duration, "30d", "how old an event time of the hub may be when it is enqueued"
+    )
+    earliest_time: int = _setting(
+        _instant, "2001-01-01", "the earliest event time in a file, ISO 8601, UTC"
+    )
     raw_segments: bool = _setting(_flag, "true", "keep accepted readings as Parquet segments")
     field_device: str = _setting(_field_name, "device", "name of the device in an event's body")
     field_sensor: str = _setting(_field_name, "sensor", "name of the sensor in an event's body")
@@ -235,9 +255,9 @@ class Settings:
         return settings
 
     def _contradictions(self, wrong: Set[str]) -> list[str]:
-        """Tell what of the event hub does not go together, of what is not wrong by itself."""
+        """Tell what does not go together, of what is not wrong by itself."""
         hub, connection = self.event_hub, self.event_hub_connection
-        problems = []
+        problems = too_young(self, self.window or DEFAULT_WINDOW)
         if connection and self.event_hub_namespace:
             problems.append(f"{_CONNECTION} and {_NAMESPACE}: only one of them can be the way")
         if (
@@ -252,9 +272,31 @@ class Settings:
         return problems
 
     @property
+    def plausible(self) -> Plausible:
+        """Which event times readings may have."""
+        return Plausible(self.max_future_skew, self.max_age, self.earliest_time)
+
+    @property
     def field_names(self) -> FieldNames:
         """What the fields of a reading are called in the body."""
         return FieldNames(self.field_device, self.field_sensor, self.field_ts, self.field_value)
+
+
+def too_young(settings: Settings, window: int) -> list[str]:
+    """Return the problem if readings are rejected as too old while their window is still open.
+
+    Parameters
+    ----------
+    window
+        Size of the windows, microseconds.
+    """
+    least = window + settings.allowed_lateness
+    if settings.max_age >= least:
+        return []
+    return [
+        f"{PREFIX}MAX_AGE is below {PREFIX}WINDOW and {PREFIX}ALLOWED_LATENESS together,"
+        f" {least / 1e6:g} s: readings would be rejected while their window is open"
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,7 +516,3 @@ def _ephemeral(mapping: Mapping[str, str]) -> list[str]:
         for name, kept in (("DATABASE", "a SQLite file"), ("STORAGE", "a folder"))
         if not mapping.get(PREFIX + name)
     ]
-
-
-DEFAULT_WINDOW = 5 * 60 * instants.SECOND
-"""Of a new store whose settings name no window, microseconds."""

@@ -113,7 +113,11 @@ def simulate(
     interval: Interval = "30s",
     seed: Seed = 1,
 ) -> None:
-    """Write a simulated fleet's events, and the truth about its anomalies, to files or a hub."""
+    """Write a simulated fleet's events, and the truth about its anomalies, to files or a hub.
+
+    In files its time begins on 5 January 2026; in a hub it ends now.
+    """
+    from scoring.bootstrap import now
     from scoring.demo import send_simulation, write_simulation
 
     if restart and not to_event_hub:
@@ -129,7 +133,7 @@ def simulate(
             events = write_simulation(simulation, out, advance)
             console().print(f"{cell(events)} events of {cell(devices * sensors)} sensors in {out}")
             return
-        outcome = send_simulation(app, simulation, advance, restart=restart)
+        outcome = send_simulation(app, simulation, now(), advance, restart=restart)
     console().print(
         f"sent {cell(outcome.sent)} events in {cell(outcome.batches)} batches;"
         f" {cell(outcome.skipped)} were sent before, {cell(len(outcome.oversized))} are too large"

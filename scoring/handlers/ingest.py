@@ -47,6 +47,8 @@ class IngestOutcome:
         Readings whose window was final already; they are merged all the same.
     missing
         Events newly known to be missing, or found, if negative: the change of the open gaps.
+    empty
+        New events with neither a reading nor a reject: empty arrays.
     rejects
         Rejects by reason code.
     """
@@ -56,6 +58,7 @@ class IngestOutcome:
     readings: int = 0
     late: int = 0
     missing: int = 0
+    empty: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: "IngestOutcome") -> "IngestOutcome":
@@ -65,6 +68,7 @@ class IngestOutcome:
             self.readings + other.readings,
             self.late + other.late,
             self.missing + other.missing,
+            self.empty + other.empty,
             self.rejects + other.rejects,
         )
 
@@ -323,6 +327,7 @@ def _outcome(work: _New, change: IngestChange, missing: int) -> IngestOutcome:
         readings=change.readings,
         late=change.late,
         missing=missing,
+        empty=work.events - len({*work.readings.event.tolist(), *(r.event for r in work.rejects)}),
         rejects=Counter(reject.reason for reject in change.rejects),
     )
 

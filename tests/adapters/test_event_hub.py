@@ -1,6 +1,7 @@
 """Event Hubs over real sockets: the unpatched SDK against the server in `tests.amqp`."""
 
 import gc
+import json
 import os
 import signal
 import sys
@@ -8,7 +9,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ import pytest
 import stamina
 from azure.eventhub import CheckpointStore, EventData, EventDataBatch
 
+from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.event_hub.connection import EventHub
 from scoring.adapters.event_hub.consumer import (
@@ -50,7 +53,7 @@ from scoring.errors import (
 )
 from scoring.handlers.ingest import Ingest
 from scoring.ports import EventLog
-from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
+from scoring.readings import EventBatch, Partition, ReadingDecoder
 from scoring.settings import Settings
 from scoring.windows import Windowing
 from tests.amqp.codec import decode_message
@@ -615,6 +618,12 @@ def command(*arguments: object) -> str:
     return ""
 
 
+def _is_json(body: bytes) -> bool:
+    with suppress(ValueError):
+        return isinstance(json.loads(body), dict)
+    return False
+
+
 class TestSimulating:
     @pytest.fixture
     def send(
@@ -638,6 +647,27 @@ class TestSimulating:
         assert len(kept(server)) == events > 20
         assert send("--restart") == ""
         assert len(kept(server)) == 2 * events
+
+    def test_its_times_end_at_the_present_and_stay_when_it_goes_on(
+        self, server: AmqpServer, send: Callable[..., str], tmp_path: Path
+    ) -> None:
+        before = instants.of(datetime.now(UTC)) - 2 * instants.SECOND
+        assert send() == ""
+        after = instants.of(datetime.now(UTC))
+
+        (note,) = tmp_path.glob("sent.json")
+        start = instants.of(datetime.fromisoformat(json.loads(note.read_text())["plan"]["start"]))
+        assert before <= start + 600 * instants.SECOND <= after
+        taken = [
+            instants.of(datetime.fromisoformat(json.loads(body)["ts"]))
+            for _, body in kept(server)
+            if b'"ts":"' in body and _is_json(body)
+        ]
+        assert len(taken) > 20
+        assert all(start <= time <= start + 600 * instants.SECOND for time in taken)
+
+        assert send() == ""
+        assert json.loads(note.read_text())["plan"]["start"] == str(instants.moment(start))
 
     def test_a_hub_that_was_made_anew_is_not_taken_for_the_one_that_has_the_events(
         self, server: AmqpServer, send: Callable[..., str]
@@ -821,7 +851,7 @@ class TestConsuming:
         database = Database.file(tmp_path / "store.db")
         migrate(database)
         store, blobs = SqlIngestStore(database), FolderBlobs(tmp_path)
-        decoder = ReadingDecoder(FieldNames(), 300_000_000)
+        decoder = ReadingDecoder()
         handler = Ingest(
             store, blobs, decoder, Windowing(60_000_000, 0, 60_000_000), raw_segments=False
         )

@@ -17,6 +17,7 @@ from scoring.readings import (
     EventBatch,
     FieldNames,
     Partition,
+    Plausible,
     ReadingDecoder,
     Readings,
     Reason,
@@ -360,6 +361,48 @@ def test_a_million_bytes_of_nonsense_take_no_more_than_reading_them_a_few_times(
     assert refused(body).body == body
 
 
+BROKEN = b'{\n  "device": "d",\n  "readings": [\n%s\n  ]\n  "ts": 1\n}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BROKEN % GOOD,
+        BROKEN.replace(b"\n", b"\r\n") % GOOD,
+        b"\xef\xbb\xbf\n\n" + BROKEN % GOOD + b"\n \n",
+        b"[\n" + GOOD + b"\n" + GOOD + b"\n]",
+        b"[\n" + GOOD + b",\n{1}\n]",
+        b" [ \n" + GOOD + b",\n ] ",
+        b"{\n" + GOOD + b"\n}",
+        b"{\n" + GOOD + b"\n]",
+    ],
+)
+def test_a_broken_document_over_several_lines_is_one_reject_with_the_whole_body(
+    body: bytes,
+) -> None:
+    readings, rejects = decode(body)
+
+    assert len(readings) == 0
+    assert [(one.reason, one.position, one.body) for one in rejects] == [(Reason.NOT_JSON, 0, body)]
+
+
+@pytest.mark.parametrize(
+    ("body", "good"),
+    [
+        (b"{\n" + GOOD, 1),
+        (GOOD + b"\n}", 1),
+        (b"[\n" + GOOD + b"\n", 1),
+        (b"{1}\n" + GOOD + b"\n{2}", 1),
+        (b"[" + GOOD + b",\n{1},\n" + GOOD + b"]", 2),
+    ],
+)
+def test_everything_else_is_read_element_by_element(body: bytes, good: int) -> None:
+    readings, rejects = decode(body)
+
+    assert rows(readings) == [PUMP] * good
+    assert rejects
+
+
 def test_lines_that_are_all_bad_are_a_reject_each() -> None:
     _, rejects = decode(element(value="NaN") + b"\n\n" + element(value="NaN"))
 
@@ -389,7 +432,7 @@ def test_rejects_come_in_the_order_of_their_events_and_positions() -> None:
 
 @pytest.mark.parametrize("skew", [1, 1_000, 300_000_000])
 def test_a_time_may_lie_ahead_of_the_enqueued_time_by_the_skew_and_no_more(skew: int) -> None:
-    decoder = ReadingDecoder(max_future_skew=skew)
+    decoder = ReadingDecoder(plausible=Plausible(skew))
     at_limit, past = (
         element(ts=f'"{instants.text(ENQUEUED + ahead)}"') for ahead in (skew, skew + 1)
     )
@@ -407,8 +450,76 @@ def test_each_event_is_judged_by_its_own_enqueued_time() -> None:
     assert [reject.event for reject in rejects] == [0]
 
 
-def test_a_time_long_past_is_no_error() -> None:
-    assert read(element(ts="0"))[0][2] == 0
+FILE = Partition("file-0123456789ab", "0")
+AGE = 30 * 86_400_000_000
+
+
+def in_file(*bodies: bytes, decoder: ReadingDecoder = DECODER) -> tuple[Readings, list[Reject]]:
+    numbers = np.arange(len(bodies))
+    return decoder.decode(EventBatch(FILE, numbers, np.full(len(bodies), ENQUEUED), list(bodies)))
+
+
+@pytest.mark.parametrize("age", [1_000, 3_600_000_000])
+def test_an_event_of_a_hub_may_be_as_old_as_the_age_and_no_older(age: int) -> None:
+    decoder = ReadingDecoder(plausible=Plausible(max_age=age))
+    at_limit, past = (element(ts=f'"{instants.text(ENQUEUED - old)}"') for old in (age, age + 1))
+
+    assert read(at_limit, decoder=decoder)[0][2] == ENQUEUED - age
+    assert refused(past, decoder).reason is Reason.FROM_PAST
+
+
+def test_a_reading_in_a_file_may_be_as_old_as_the_earliest_time() -> None:
+    readings, rejects = in_file(
+        element(ts='"2018-07-01T00:00:00Z"'),
+        element(ts='"2001-01-01T00:00:00Z"'),
+        element(ts='"2000-12-31T23:59:59.999999Z"'),
+    )
+
+    assert readings.event.tolist() == [0, 1]
+    assert [(reject.event, reject.reason) for reject in rejects] == [(2, Reason.FROM_PAST)]
+    assert rejects[0].detail == "2000-12-31T23:59:59.999999Z is before 2001-01-01T00:00:00Z"
+
+
+NOON = ENQUEUED // 1_000_000
+"""The enqueued time as a number of seconds."""
+
+
+@pytest.mark.parametrize(
+    ("stamp", "reason", "unit"),
+    [
+        (NOON, Reason.FROM_PAST, "seconds"),
+        (NOON * 10**6, Reason.BAD_TIME, "microseconds"),
+        (NOON * 10**9, Reason.BAD_TIME, "nanoseconds"),
+    ],
+)
+@pytest.mark.parametrize("of_file", [False, True])
+def test_a_number_of_another_unit_is_rejected_and_the_unit_is_named(
+    stamp: int, reason: Reason, unit: str, *, of_file: bool
+) -> None:
+    body = element(ts=str(stamp))
+    reject = in_file(body)[1][0] if of_file else refused(body)
+
+    assert reject.reason is reason
+    assert reject.detail.endswith(
+        f"; numbers are milliseconds, in {unit} it is 2026-11-22T23:00:00Z"
+    )
+
+
+def test_no_unit_is_named_where_a_number_is_plausible_in_none() -> None:
+    assert refused(element(ts="0")).detail == (
+        "1970-01-01T00:00:00Z is before 2026-10-23T23:00:00Z"
+    )
+    assert "milliseconds" not in refused(element(ts='"2001-01-01T00:00:00Z"')).detail
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(-(10**19), 10**19))
+def test_whatever_the_number_it_is_read_or_rejected(stamp: int) -> None:
+    readings, rejects = decode(element(ts=str(stamp)))
+
+    assert len(readings) + len(rejects) == 1
+    if len(readings):
+        assert ENQUEUED - AGE <= stamp * 1000 <= ENQUEUED + 300_000_000
 
 
 # --- other field names ------------------------------------------------------------------------

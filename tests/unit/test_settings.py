@@ -64,6 +64,8 @@ def test_every_setting_can_be_set() -> None:
         "STALL_TIMEOUT": "8s",
         "WATERMARK_LAG": "9s",
         "MAX_FUTURE_SKEW": "3s",
+        "MAX_AGE": "7d",
+        "EARLIEST_TIME": "1999-12-31T23:00:00-01:00",
         "RAW_SEGMENTS": "off",
         "FIELD_DEVICE": "deviceId",
         "FIELD_SENSOR": "tag",
@@ -104,6 +106,8 @@ def test_every_setting_can_be_set() -> None:
         stall_timeout=8 * SECOND,
         watermark_lag=9 * SECOND,
         max_future_skew=3 * SECOND,
+        max_age=7 * 86_400 * SECOND,
+        earliest_time=946_684_800 * SECOND,
         raw_segments=False,
         field_device="deviceId",
         field_sensor="tag",
@@ -348,6 +352,16 @@ def test_every_form_that_a_setting_can_have_is_taken(key: str, text: str) -> Non
     way = {"SCORING_EVENT_HUB_NAMESPACE": "fleet.example"} if key == "EVENT_HUB" else {}
 
     Settings.load({PREFIX + key: text} | way)
+
+
+def test_readings_are_not_rejected_as_too_old_while_their_window_is_open() -> None:
+    found = problems(MAX_AGE="6min", ALLOWED_LATENESS="2min")
+
+    assert len(found) == 1
+    assert "SCORING_MAX_AGE is below SCORING_WINDOW and SCORING_ALLOWED_LATENESS" in found[0]
+    assert len(problems(MAX_AGE="1h", WINDOW="1h")) == 1
+    Settings.load({"SCORING_MAX_AGE": "7min", "SCORING_ALLOWED_LATENESS": "2min"})
+    Settings.load({"SCORING_MAX_FUTURE_SKEW": "1h", "SCORING_ALLOWED_LATENESS": "2min"})
 
 
 def test_an_event_hub_cannot_have_a_name_that_stands_for_a_file() -> None:

@@ -14,7 +14,7 @@ from azure.functions.meta import Datum
 from scoring import instants
 from scoring.adapters.event_hub.trigger import trigger_batch
 from scoring.errors import UnreadableSource
-from scoring.readings import EventBatch, FieldNames, Partition, ReadingDecoder
+from scoring.readings import EventBatch, Partition, ReadingDecoder
 
 HUB = "readings"
 MOMENT = "2026-11-22T23:00:00"
@@ -123,7 +123,7 @@ def test_a_reading_without_device_gets_iot_hubs_name_of_the_sender() -> None:
     body = b'{"sensor":"temperature","ts":"2026-11-22T22:59:58Z","value":20.5}'
     batch = converted([body], [properties(1, **{"iothub-connection-device-id": "pump-7"})])
 
-    readings, rejects = ReadingDecoder(FieldNames(), 300_000_000).decode(batch)
+    readings, rejects = ReadingDecoder().decode(batch)
 
     assert (readings.device, rejects) == (["pump-7"], [])
 

@@ -98,7 +98,7 @@ class SendProgress:
         self._path = path
         # As JSON reads it back: a tuple has become a list.
         self._plan = json.loads(json.dumps(plan, default=str))
-        found = self._load()
+        found = _load(path) or {"plan": self._plan, "confirmed": {}}
         if other := _differing(found["plan"], self._plan):
             message = (
                 f"{path} tells how far other events were sent, or to another hub"
@@ -108,9 +108,25 @@ class SendProgress:
             raise Conflict(message)
         self.confirmed: dict[str, int] = found["confirmed"]
 
+    @staticmethod
+    def plan_in(path: Path) -> dict[str, Any]:
+        """Return the plan that a file is of; empty if there is no file.
+
+        Raises
+        ------
+        StorageUnusable
+            The file cannot be read, or is damaged.
+        """
+        found = _load(path)
+        return found["plan"] if found else {}
+
     def confirm(self, partition: str, events: int) -> None:
         """Note that so many more events of a partition are done with."""
         self.confirmed[partition] = self.confirmed.get(partition, 0) + events
+        self.write()
+
+    def write(self) -> None:
+        """Note the plan, and how far it is."""
         document = json.dumps({"plan": self._plan, "confirmed": self.confirmed})
         writing = self._path.with_name(f"{self._path.name}.writing")
         try:
@@ -120,19 +136,21 @@ class SendProgress:
             message = f"{self._path}: {error}"
             raise StorageUnusable(message) from error
 
-    def _load(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self._path.read_bytes())
-            confirmed = {str(key): int(count) for key, count in found["confirmed"].items()}
-            return {"plan": dict(found["plan"]), "confirmed": confirmed}
-        except FileNotFoundError:
-            return {"plan": self._plan, "confirmed": {}}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            message = (
-                f"{self._path} does not tell how far events were sent: {error};"
-                " --restart sends them all, from the first"
-            )
-            raise StorageUnusable(message) from error
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """Return the plan and what was confirmed; None if there is no file."""
+    try:
+        found = json.loads(path.read_bytes())
+        confirmed = {str(key): int(count) for key, count in found["confirmed"].items()}
+        return {"plan": dict(found["plan"]), "confirmed": confirmed}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        message = (
+            f"{path} does not tell how far events were sent: {error};"
+            " --restart sends them all, from the first"
+        )
+        raise StorageUnusable(message) from error
 
 
 def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
