@@ -1,6 +1,8 @@
 """Quick collection, a storage account for all tests, and a word at the end on those skipped."""
 
 import gc
+import signal
+import threading
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -15,6 +17,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail if a test was skipped that needs no SQL Server",
     )
+
+
+def pytest_configure() -> None:
+    """Have programs that the tests start end with Ctrl-C.
+
+    A shell has what it starts in the background ignore it, and so would all that is started by
+    that.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

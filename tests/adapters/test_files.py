@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from scoring.adapters.files import FileFormat, ReadingsFile
 from scoring.errors import BadInput, UnreadableSource
-from scoring.readings import EventBatch, FieldNames, ReadingDecoder, Reason
+from scoring.readings import EventBatch, FieldNames, Plausible, ReadingDecoder, Reason
 
 HEADER = b"TS,Device,Sensor,Value\n"
 NOW = 1_900_000_000_000_000
@@ -62,7 +62,7 @@ def body_of(folder: Path, row: bytes) -> bytes:
 
 
 def verdicts(file: ReadingsFile) -> list[Reason]:
-    decoder = ReadingDecoder(file.field_names)
+    decoder = ReadingDecoder(file.field_names, Plausible(earliest=0))
     return [reject.reason for batch in file.batches() for reject in decoder.decode(batch)[1]]
 
 
