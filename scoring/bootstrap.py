@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from os import cpu_count
@@ -98,6 +99,24 @@ class Part(Generic[T]):
             else:
                 found = built[self._name] = self._build(app)
             return found
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """What became of a file.
+
+    Attributes
+    ----------
+    is_known
+        It was ingested before, or what it has grown from.
+    replayed, stay
+        What was rejected before: how many rejects could be read now, and how many could not.
+    """
+
+    delivered: IngestOutcome
+    is_known: bool
+    replayed: int = 0
+    stay: int = 0
 
 
 class App:
@@ -314,8 +333,10 @@ class App:
         progress: Callable[[float, float], None],
         batch_size: int = 1000,
         order: Sequence[str] | None = None,
-    ) -> IngestOutcome:
-        """Ingest a file to its end; the same content again changes nothing.
+    ) -> FileOutcome:
+        """Ingest a file to its end; the same content again counts nothing twice.
+
+        What was rejected of a file that is known is read again, with the options of this time.
 
         Parameters
         ----------
@@ -325,16 +346,21 @@ class App:
             Deliver partitions one after the other, in this order.
         """
         store = self.ingest_store
-        source.recognise(store.files())
-        store.note_file(source.hub, source.size, source.digest)
+        is_known = source.recognise(store.files(), self.settings.field_names)
+        source.deal_as(store.note_file(source.hub, source.note))
         source.applied = store.applied(source.hub)
         handle, outcome = self.ingest(source.field_names), IngestOutcome()
+        again, replayed, stay = ReplayRejects(store, handle), 0, 0
         for batch in source.batches(batch_size, order=order):
+            if is_known:
+                # Before its events are delivered: what is new in it needs no replay.
+                done, left = again.of_events(batch, by_stored_bodies=source.has_elements)
+                replayed, stay = replayed + done, stay + left
             outcome += handle(batch)
             progress(source.progress.read, source.progress.total)
         for partition in source.partitions:
             store.end_partition(Partition(source.hub, partition))
-        return outcome
+        return FileOutcome(outcome, is_known, replayed, stay)
 
     @Part
     def train(self) -> TrainFleet:

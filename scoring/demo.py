@@ -260,7 +260,8 @@ def demo_of_files(
     """Do the same on somebody's own readings and models: ingest, import, one run."""
     stages = _Stages(progress)
     with stages.timed("ingest", "events"):
-        outcome = app.ingest_file(source, lambda done, total: progress("ingest", done, total))
+        file = app.ingest_file(source, lambda done, total: progress("ingest", done, total))
+        outcome = file.delivered
     stages.count("ingest", outcome.events)
     with stages.timed("import", "models"):
         version, imported, refused = app.import_models(models, PATTERN, ("mean",), now)

@@ -246,8 +246,16 @@ class IngestTransaction(Protocol):
     def admit(self, changed: Sequence[Epoch], answer: HubAnswer) -> None:
         """Write what the hub said, and the epochs that this opens or changes."""
 
-    def rejects(self, after: RejectKey | None, limit: int) -> list[StoredReject]:
-        """Give the partition's rejects that were not replayed, ordered by their keys."""
+    def rejects(
+        self, after: RejectKey | None, limit: int, last: int | None = None
+    ) -> list[StoredReject]:
+        """Return the partition's rejects that were not replayed, ordered by their keys.
+
+        Parameters
+        ----------
+        last
+            The greatest sequence number that is wanted.
+        """
 
     def save(self, change: IngestChange) -> None:
         """Write everything that the batch changes."""
@@ -273,6 +281,24 @@ class Gap:
     def events(self) -> int:
         """How many events it spans."""
         return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileNote:
+    """What is known of a file that is or was ingested.
+
+    Attributes
+    ----------
+    size, digest
+        Of its content in bytes, and what it is known by.
+    keying
+        How its events were dealt out to partitions when it was ingested first, in the words of the
+        files' adapter; empty of a file that an earlier version has ingested.
+    """
+
+    size: int
+    digest: str
+    keying: str = ""
 
 
 class IngestStore(Protocol):
@@ -305,11 +331,15 @@ class IngestStore(Protocol):
     def applied(self, hub: str) -> dict[str, tuple[int, int]]:
         """Give a hub's partitions with their high-water marks, and when those were enqueued."""
 
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Give size and digest of every file that was ingested, by the hub that stands for it."""
+    def files(self) -> dict[str, FileNote]:
+        """Return what is known of every file, by the hub that stands for it."""
 
-    def note_file(self, hub: str, size: int, digest: str) -> None:
-        """Note the size and digest of a file, instead of those noted before."""
+    def note_file(self, hub: str, note: FileNote) -> FileNote:
+        """Note that a file is about to be ingested, and return the note that counts.
+
+        The keying that was noted first stays, and so does the note of a larger content. If the file
+        has grown, its partitions have not ended: more will follow.
+        """
 
     def gaps(self, state: str | None = None) -> list[Gap]:
         """Return the gaps of a state, or all on record, repaired and lost ones too."""

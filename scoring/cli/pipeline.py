@@ -1,5 +1,6 @@
 """Commands that move data: ingest, run, cancel, repair, rebuild, migrate."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,10 +43,12 @@ def ingest(
     context: typer.Context,
     file: Annotated[str, typer.Argument(help="CSV or NDJSON, also .gz; - for standard input.")],
     window: Window = None,
-    device: Annotated[str, typer.Option(help="Column or field of the device.")] = "device",
-    sensor: Annotated[str, typer.Option(help="Column or field of the sensor.")] = "sensor",
-    ts: Annotated[str, typer.Option(help="Column or field of the event time.")] = "ts",
-    value: Annotated[str, typer.Option(help="Column or field of the value.")] = "value",
+    device: Annotated[
+        str | None, typer.Option(help="Column or field of the device; all four: see settings.")
+    ] = None,
+    sensor: Annotated[str | None, typer.Option(help="Of the sensor.")] = None,
+    ts: Annotated[str | None, typer.Option(help="Of the event time.")] = None,
+    value: Annotated[str | None, typer.Option(help="Of the value.")] = None,
     arrived_at: Annotated[
         str | None, typer.Option(help="When the readings arrived (default: the file's time).")
     ] = None,
@@ -55,19 +58,35 @@ def ingest(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Read a file of readings; the same file again changes nothing."""
-    from scoring.adapters.files import ReadingsFile
-    from scoring.readings import FieldNames
+    """Read a file of readings; the same file again counts nothing twice.
 
-    names = FieldNames(device, sensor, ts, value)
+    Columns or fields are called as SCORING_FIELD_DEVICE, _SENSOR, _TS and _VALUE say, unless an
+    option says otherwise. What was rejected of a file is read again with other options.
+    """
+    from scoring.adapters.files import ReadingsFile
+    from scoring.bootstrap import settings_from_environment
+
+    given = {"device": device, "sensor": sensor, "ts": ts, "value": value}
+    usual = settings_from_environment().field_names
+    names = replace(usual, **{name: text for name, text in given.items() if text is not None})
     order = partition_order.split(",") if partition_order else None
     with (
         ReadingsFile.open(file, names, arrived_at=instant_option(arrived_at)) as source,
         opened(context, window=window) as app,
         progress("ingest") as advance,
     ):
-        outcome = app.ingest_file(source, advance, batch_size, order)
-    _show_outcome("ingested", outcome, as_json=as_json)
+        found = app.ingest_file(source, advance, batch_size, order)
+    if as_json:
+        again = {"replayed": found.replayed, "still_rejected": found.stay}
+        show_json(plain(found.delivered) | {"is_known": found.is_known} | again)
+        return
+    _show_outcome("ingested", found.delivered, as_json=False)
+    if found.is_known:
+        read, left = cell(found.replayed), cell(found.stay)
+        console().print(
+            f"this file was ingested before: {read} of its rejects could be read now, {left} not",
+            soft_wrap=True,
+        )
 
 
 def _show_outcome(what: str, outcome: object, *, as_json: bool) -> None:

@@ -2,8 +2,9 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -174,25 +175,63 @@ class ReplayRejects:
     ingest: Ingest
 
     def __call__(self) -> tuple[int, int]:
-        """Give how many rejects were replayed, and how many stay rejected."""
+        """Replay all rejects; return how many were, and how many stay rejected."""
         replayed = stay = 0
         for partition in self.store.partitions():
-            after: RejectKey | None = None
-            while True:
-                rejects, done = self._step(partition, after)
-                replayed, stay = replayed + done, stay + len(rejects) - done
-                if not rejects:
-                    break
-                after = rejects[-1].key
+            done, left = self._all(partition, None, None, {})
+            replayed, stay = replayed + done, stay + left
         return replayed, stay
+
+    def of_events(self, batch: EventBatch, *, by_stored_bodies: bool) -> tuple[int, int]:
+        """Replay the rejects of events of a file that are read again, with other options.
+
+        Parameters
+        ----------
+        batch
+            By ascending sequence number, of a partition's first epoch.
+        by_stored_bodies
+            Decode what was rejected, an element of an event where the event has several; else the
+            events as they are now, which then have one reading each.
+
+        Returns
+        -------
+        tuple of int and int
+            How many rejects were replayed, and how many stay rejected.
+        """
+        numbers = batch.sequence_numbers.tolist()
+        bodies = {} if by_stored_bodies else dict(zip(numbers, batch.bodies, strict=True))
+        before = (0, numbers[0] - 1, sys.maxsize)
+        return self._all(batch.partition, before, numbers[-1], bodies)
+
+    def _all(
+        self,
+        partition: Partition,
+        after: RejectKey | None,
+        last: int | None,
+        bodies: Mapping[int, bytes],
+    ) -> tuple[int, int]:
+        replayed = stay = 0
+        while True:
+            rejects, done = self._step(partition, after, last, bodies)
+            replayed, stay = replayed + done, stay + len(rejects) - done
+            if not rejects:
+                return replayed, stay
+            after = rejects[-1].key
 
     @retried
     def _step(
-        self, partition: Partition, after: RejectKey | None
+        self,
+        partition: Partition,
+        after: RejectKey | None,
+        last: int | None,
+        bodies: Mapping[int, bytes],
     ) -> tuple[list[StoredReject], int]:
-        """Replay some rejects, in one transaction; gives them, and how many could be read."""
+        """Replay some rejects, in one transaction; return them, and how many could be read."""
         with self.store.transaction(partition) as transaction:
-            rejects = transaction.rejects(after, REPLAY_ROWS)
+            rejects = [
+                replace(reject, body=bodies.get(reject.sequence_number, reject.body))
+                for reject in transaction.rejects(after, REPLAY_ROWS, last)
+            ]
             return rejects, self._replay(transaction, partition, rejects) if rejects else 0
 
     def _replay(

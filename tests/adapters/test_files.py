@@ -320,18 +320,17 @@ def test_the_same_content_has_the_same_name_wherever_and_however_packed(tmp_path
     assert events(plain.batches()) == events(packed.batches()) == events(disguised.batches())
 
 
-def test_other_content_columns_format_or_partitions_make_another_hub(tmp_path: Path) -> None:
+def test_content_and_partitions_alone_make_another_hub(tmp_path: Path) -> None:
     path = written(tmp_path, b"ts,device,sensor,value,other\n0,d,s,1,2\n", "a.txt")
     longer = written(tmp_path, path.read_bytes() + b"0,d,s,1,2\n", "b.txt")
 
-    hubs = {
-        ReadingsFile.open(path).hub,
-        ReadingsFile.open(longer).hub,
-        ReadingsFile.open(path, FieldNames(value="other")).hub,
-        ReadingsFile.open(path, file_format=FileFormat.NDJSON).hub,
-        ReadingsFile.open(path, partitions=5).hub,
-    }
-    assert len(hubs) == 5
+    hub = ReadingsFile.open(path).hub
+
+    assert ReadingsFile.open(path, FieldNames(value="other")).hub == hub
+    assert ReadingsFile.open(path, file_format=FileFormat.NDJSON).hub == hub
+    assert ReadingsFile.open(path, arrived_at=NOW).hub == hub
+    assert ReadingsFile.open(longer).hub != hub
+    assert ReadingsFile.open(path, partitions=5).hub != hub
 
 
 def test_all_events_are_enqueued_when_the_file_was_last_written(tmp_path: Path) -> None:

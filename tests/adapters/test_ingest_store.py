@@ -19,7 +19,7 @@ from scoring.adapters.sql.schema import partitions, window_partials
 from scoring.aggregates import Key, Partials, merge
 from scoring.errors import ScoringError, Transient
 from scoring.ledger import Epoch
-from scoring.ports import Gap, IngestStore, RejectKey, Segment, StoredReject
+from scoring.ports import FileNote, Gap, IngestStore, RejectKey, Segment, StoredReject
 from scoring.readings import Partition
 from scoring.windows import PartitionProgress
 from tests.adapters.stores import (
@@ -395,11 +395,14 @@ class TestPartitions:
         assert store.applied("hu") == {}
 
     def test_a_file_is_known_by_what_was_noted_last(self, store: IngestStore) -> None:
-        store.note_file("file-1", 10, "aa")
-        store.note_file("file-2", 10, "bb")
-        store.note_file("file-1", 12, "cc")
+        store.note_file("file-1", FileNote(10, "aa"))
+        store.note_file("file-2", FileNote(10, "bb", "b"))
+        store.note_file("file-1", FileNote(12, "cc", "c"))
 
-        assert store.files() == {"file-1": (12, "cc"), "file-2": (10, "bb")}
+        assert store.files() == {
+            "file-1": FileNote(12, "cc", "c"),
+            "file-2": FileNote(10, "bb", "b"),
+        }
 
     def test_the_end_of_a_partition_that_never_spoke_leaves_no_trace(
         self, database: Database, store: IngestStore

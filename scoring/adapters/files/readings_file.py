@@ -20,6 +20,7 @@ from scoring.adapters.files.rows import (
 )
 from scoring.adapters.files.source import MAX_LINE, Progress, Source
 from scoring.errors import BadInput, UnreadableSource
+from scoring.ports import FileNote
 from scoring.readings import EventBatch, FieldNames, Partition
 
 _CANONICAL = FieldNames()
@@ -31,12 +32,11 @@ class ReadingsFile:
     Attributes
     ----------
     hub
-        Names the content: ``file-`` and 12 hexadecimal digits. The same content read the same
-        way has the same name, and each of its events the same partition and sequence number.
+        Names the content: ``file-`` and 12 hexadecimal digits. The same content in as many
+        partitions has the same name, and each of its events the same partition and sequence
+        number, whatever other options are.
     format
         CSV or newline-delimited JSON.
-    field_names
-        What the fields are called in the bodies, for the decoder.
     partitions
         Ids, ascending.
     size, digest
@@ -60,12 +60,11 @@ class ReadingsFile:
     ) -> None:
         self._source = source
         self._columns = columns
+        self._key_column = columns.device
         self.format = file_format
-        self.field_names = _CANONICAL if file_format is FileFormat.CSV else columns
         self.partitions = tuple(map(str, range(partitions)))
         self.enqueued_time = enqueued_time
-        # All that the partitions and sequence numbers depend on.
-        self._salt = json.dumps([file_format, partitions, *astuple(columns)]).encode()
+        self._salt = json.dumps({"partitions": partitions}).encode()
         self.digest, self.size = source.digest(self._salt)
         self.hub = f"file-{self.digest[:12]}"
         self.applied: Mapping[str, tuple[int, int]] = {}
@@ -143,29 +142,74 @@ class ReadingsFile:
         self.progress = Progress(total=self.size * len(passes))
         return self._passes(passes, batch_size, dict(start_after or {}))
 
-    def recognise(self, known: Mapping[str, tuple[int, str]]) -> None:
-        """Take the hub of the file that this one has grown from, if it is known.
+    @property
+    def field_names(self) -> FieldNames:
+        """What the fields are called in the bodies, for the decoder."""
+        return _CANONICAL if self.format is FileFormat.CSV else self._columns
+
+    @property
+    def has_elements(self) -> bool:
+        """Whether an event may have several readings, each of which may be rejected."""
+        return self.format is FileFormat.NDJSON
+
+    @property
+    def note(self) -> FileNote:
+        """What is to be known of the file."""
+        return FileNote(self.size, self.digest, json.dumps([self.format, self._key_column]))
+
+    def recognise(self, known: Mapping[str, FileNote], *others: FieldNames) -> bool:
+        """Take the hub of the file that this one is or has grown from, if it is known.
 
         Parameters
         ----------
         known
-            Size in bytes and digest of files by their hubs.
+            Files by their hubs.
+        others
+            Columns by which an earlier version may have known the file, beside this one's.
+
+        Returns
+        -------
+        bool
+            Whether it is known.
 
         Raises
         ------
         UnreadableSource
             What was the last line then is a part of a longer one now.
         """
-        digests = self._source.digests(self._salt, {size for size, _ in known.values()})
-        grown = {hub: size for hub, (size, digest) in known.items() if digests.get(size) == digest}
+        if self.hub in known:
+            # What it was ingested as at first; it may have grown elsewhere since.
+            return True
+        earlier = self._earlier_salts({self._columns, _CANONICAL, *others})
+        sizes = {note.size for note in known.values()}
+        salts = self._source.digests([self._salt, *earlier], sizes) if known else {}
+        grown = {hub: note for hub, note in known.items() if note.digest in salts}
         if not grown:
-            return
-        self.hub = max(grown, key=lambda hub: grown[hub])
-        if not self._source.ends_line_at(grown[self.hub]):
+            return False
+        self.hub = max(grown, key=lambda hub: grown[hub].size)
+        if not self._source.ends_line_at(grown[self.hub].size):
             self._source.refuse(
                 "was ingested when its last line was not yet whole: ingest the new lines by"
                 " themselves"
             )
+        salt = salts[grown[self.hub].digest]
+        if salt != self._salt:
+            self.format, self._key_column = earlier[salt]
+        return True
+
+    def deal_as(self, note: FileNote) -> None:
+        """Deal events out to partitions as they were when the file was ingested first."""
+        file_format, self._key_column = json.loads(note.keying)
+        self.format = FileFormat(file_format)
+        self._events(Progress())
+
+    def _earlier_salts(self, columns: set[FieldNames]) -> dict[bytes, tuple[FileFormat, str]]:
+        """Return what earlier versions began a file's digest with, and what that tells of it."""
+        return {
+            json.dumps([one, len(self.partitions), *astuple(names)]).encode(): (one, names.device)
+            for one in FileFormat
+            for names in columns
+        }
 
     def close(self) -> None:
         """Remove the copy of standard input, where that was read."""
@@ -203,7 +247,8 @@ class ReadingsFile:
         """Begin a pass over the file; raises at once where nothing in it could be read."""
         events = csv_events if self.format is FileFormat.CSV else ndjson_events
         try:
-            return events(self._source.lines(self.size, progress), self._columns)
+            lines = self._source.lines(self.size, progress)
+            return events(lines, self._columns, self._key_column)
         except UnreadableSource as error:
             self._source.refuse(str(error), error)
 

@@ -45,8 +45,10 @@ def guess_format(suffix: str, head: bytes) -> FileFormat:
     return _SUFFIXES.get(suffix, FileFormat.NDJSON if is_json else FileFormat.CSV)
 
 
-def csv_events(lines: Iterator[bytes], columns: FieldNames) -> Iterator[Keyed]:
+def csv_events(lines: Iterator[bytes], columns: FieldNames, key: str) -> Iterator[Keyed]:
     """Make an event of each row, named canonically; the header is checked at once.
+
+    `key` is the column whose cell decides on the partition.
 
     A value that is no JSON number becomes a string, and a row that is no row of this file stays
     as it is: both are rejected when they are decoded, with their own reason.
@@ -62,12 +64,14 @@ def csv_events(lines: Iterator[bytes], columns: FieldNames) -> Iterator[Keyed]:
     except (UnicodeDecodeError, csv.Error) as error:
         message = f"the header is not CSV in UTF-8 ({error})"
         raise UnreadableSource(message) from error
-    rows = _Rows(names, columns)
+    rows = _Rows(names, columns, key)
     return map(rows.event, (line.removesuffix(b"\r") for line in lines if line.strip()))
 
 
-def ndjson_events(lines: Iterator[bytes], columns: FieldNames) -> Iterator[Keyed]:
+def ndjson_events(lines: Iterator[bytes], _: FieldNames, key: str) -> Iterator[Keyed]:
     """Make an event of each line, verbatim; the first one is checked at once.
+
+    `key` is the field whose value decides on the partition.
 
     Raises
     ------
@@ -79,7 +83,7 @@ def ndjson_events(lines: Iterator[bytes], columns: FieldNames) -> Iterator[Keyed
         message = "is one JSON document over several lines; each reading needs a line of its own"
         raise UnreadableSource(message)
     # Not parsed: each device must have one partition, and a body that fools this has one too.
-    name = re.escape(json.dumps(columns.device).encode())
+    name = re.escape(json.dumps(key).encode())
     device_in = re.compile(name + rb'\s*:\s*(?:"((?:[^"\\]|\\.)*)"|(-?\d+))').search
 
     def event(line: bytes) -> Keyed:
@@ -93,8 +97,9 @@ def ndjson_events(lines: Iterator[bytes], columns: FieldNames) -> Iterator[Keyed
 class _Rows:
     """Reads the rows below one header."""
 
-    def __init__(self, names: list[str], columns: FieldNames) -> None:
+    def __init__(self, names: list[str], columns: FieldNames, key: str) -> None:
         self._width = len(names)
+        self._key = _place(names, key)
         self._device, self._sensor, self._ts, self._value = _places(names, columns)
 
     def event(self, line: bytes) -> Keyed:
@@ -110,7 +115,8 @@ class _Rows:
             f'{{"device":{_quoted(device)},"sensor":{_quoted(cells[self._sensor].strip())}'
             f',"ts":{_time(cells[self._ts].strip())},"value":{_number(cells[self._value].strip())}}}'
         )
-        return device.encode(), body.encode()
+        key = device if self._key is None else cells[self._key].strip()
+        return key.encode(), body.encode()
 
 
 def _first(lines: Iterator[bytes]) -> bytes:

@@ -73,16 +73,21 @@ class Source:
                 size += len(block)
         return digest.hexdigest(), size
 
-    def digests(self, salt: bytes, sizes: Collection[int]) -> dict[int, str]:
-        """Give the digests of the content's beginnings of some sizes, in bytes, that it reaches."""
-        digest, done, found = hashlib.sha256(salt), 0, {}
+    def digests(self, salts: Collection[bytes], sizes: Collection[int]) -> dict[str, bytes]:
+        """Return the salt by the digest, for all beginnings of the content of some sizes in bytes.
+
+        Sizes that the content does not reach are left out. The content is read once.
+        """
+        found: dict[str, bytes] = {}
+        digests, done = {salt: hashlib.sha256(salt) for salt in salts}, 0
         with self._content() as content:
             for size in sorted(sizes):
                 while done < size and (block := content.read(min(_BLOCK, size - done))):
-                    digest.update(block)
+                    for digest in digests.values():
+                        digest.update(block)
                     done += len(block)
                 if done == size:
-                    found[size] = digest.hexdigest()
+                    found |= {digest.hexdigest(): salt for salt, digest in digests.items()}
         return found
 
     def ends_line_at(self, size: int) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
@@ -22,7 +22,7 @@ from scoring.adapters.sql.schema import epochs, facts, gaps, partitions, rejects
 from scoring.errors import Transient
 from scoring.horizon import PartitionState
 from scoring.ledger import Epoch, HubAnswer
-from scoring.ports import Gap, IngestChange, RejectKey, StoredReject
+from scoring.ports import FileNote, Gap, IngestChange, RejectKey, StoredReject
 from scoring.readings import MAX_NAME, Partition
 from scoring.retrying import retried
 from scoring.windows import PartitionProgress
@@ -85,13 +85,17 @@ class _Transaction:
             key &= (rejects.c.sequence_number == sequence) & (rejects.c.position == position)
             self.connection.execute(update(rejects).where(key).values(replayed=True))
 
-    def rejects(self, after: RejectKey | None, limit: int) -> list[StoredReject]:
-        """Give the partition's rejects that were not replayed, ordered by their keys."""
+    def rejects(
+        self, after: RejectKey | None, limit: int, last: int | None = None
+    ) -> list[StoredReject]:
+        """Return the partition's rejects that were not replayed, ordered by their keys."""
         table = rejects.c
         key = (table.epoch, table.sequence_number, table.position)
         mine = (table.partition == self.partition) & ~table.replayed
         if after is not None:
             mine &= bulk.after(key, after)
+        if last is not None:
+            mine &= table.sequence_number <= last
         columns = (table.enqueued_time, table.reason, table.detail, table.body)
         statement = select(*key, *columns, table.connection_device_id).where(mine)
         rows = self.connection.execute(statement.order_by(*key).limit(limit))
@@ -225,22 +229,34 @@ class SqlIngestStore:
             rows = connection.execute(statement).all()
         return {parse_partition(name).id: (mark, enqueued) for name, mark, enqueued in rows}
 
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Give size and digest of every file that was ingested, by the hub that stands for it."""
+    def files(self) -> dict[str, FileNote]:
+        """Return what is known of every file, by the hub that stands for it."""
         statement = select(facts.c.name, facts.c.value).where(facts.c.name.startswith(_FILE))
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
-        sizes = {name.removeprefix(_FILE): value.partition(":") for name, value in rows}
-        return {hub: (int(size), digest) for hub, (size, _, digest) in sizes.items()}
+        return {name.removeprefix(_FILE): _file_note(value) for name, value in rows}
 
     @retried
-    def note_file(self, hub: str, size: int, digest: str) -> None:
-        """Note the size and digest of a file, instead of those noted before."""
-        name, value = _FILE + hub, f"{size}:{digest}"
+    def note_file(self, hub: str, note: FileNote) -> FileNote:
+        """Note that a file is about to be ingested, and return the note that counts."""
+        mine = facts.c.name == _FILE + hub
         with self._database.write() as connection:
-            change = update(facts).where(facts.c.name == name).values(value=value)
-            if not connection.execute(change).rowcount:
-                connection.execute(insert(facts).values(name=name, value=value))
+            # The update locks the row: of two that note the same file, the first keying counts.
+            connection.execute(update(facts).where(mine).values(name=facts.c.name))
+            value = connection.execute(select(facts.c.value).where(mine)).scalar()
+            before = None if value is None else _file_note(value)
+            if before:
+                keying = before.keying or note.keying
+                note = replace(note if note.size > before.size else before, keying=keying)
+            text = f"{note.size}:{note.digest}:{note.keying}"
+            if before is None:
+                connection.execute(insert(facts).values(name=_FILE + hub, value=text))
+            else:
+                connection.execute(update(facts).where(mine).values(value=text))
+            if before and before.size < note.size:
+                of_file = partitions.c.partition.startswith(f"{hub}/", autoescape=True)
+                connection.execute(update(partitions).where(of_file).values(ended=False))
+        return note
 
     def gaps(self, state: str | None = None) -> list[Gap]:
         """Return gaps in the order of partitions and sequence numbers."""
@@ -265,6 +281,12 @@ class SqlIngestStore:
                 if row.state == "open" and rest != [old]:
                     lost = [(max(old[0], gap.first), min(old[1], gap.last))]
                     _replace_gap(connection, row, [("open", rest), ("lost", lost)])
+
+
+def _file_note(value: str) -> FileNote:
+    size, _, rest = value.partition(":")
+    digest, _, keying = rest.partition(":")
+    return FileNote(int(size), digest, keying)
 
 
 def _storable(device: str | None) -> str | None:
