@@ -32,6 +32,10 @@ class PartitionStatus:
     late: int
     missing: int
 
+    def lag_seconds(self, now: int) -> float | None:
+        """Return the seconds since the newest event; None where none was, or none will follow."""
+        return None if self.ended or not self.last_enqueued else (now - self.last_enqueued) / 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class GapCounts:

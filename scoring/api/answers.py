@@ -217,7 +217,16 @@ class Partition(Answer):
     watermark: When | None
     last_enqueued: When
     ended: bool
-    lag_seconds: float | None = Field(description="Since its newest event; null once it ended.")
+    lag_seconds: float | None = Field(
+        description="Since its newest event; null once it ended, or before it had one."
+    )
+    standing: str = Field(
+        description="active, idle, ended; behind: windows wait for it; stalled, absent, abandoned:"
+        " they do not any more."
+    )
+    behind: int = Field(description="Events, at least, that the hub held and nobody had applied.")
+    behind_since: When | None
+    asked_at: When | None = Field(description="When the hub was last asked.")
     events: int
     readings: int
     rejects: int

@@ -169,10 +169,12 @@ def _with_gaps(parts: Parts, rows: list[PartitionStatus]) -> list[dict[str, Any]
     ends = rows[0].partition, rows[-1].partition
     gaps, ranges = parts.queries.gaps(*ends), parts.queries.open_gaps(*ends, OPEN_GAPS)
     now = instants.of(parts.now())
+    standings = parts.hub_progress.described(now)
     return [
         made_of(
             row,
-            lag_seconds=None if row.ended else (now - row.last_enqueued) / instants.SECOND,
+            lag_seconds=row.lag_seconds(now),
+            **standings[row.partition],
             gaps=gaps.get(row.partition, {}),
             open_gaps=ranges.get(row.partition, []),
         )

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from scoring import bootstrap
 from scoring.handlers.fleets import FleetShelf
+from scoring.handlers.hub import HubProgress
 from scoring.handlers.logs import RunLogs
 from scoring.handlers.models import CheckFleet
 from scoring.handlers.repair import ReplayRejects
@@ -38,6 +39,11 @@ class Parts:
     def submit(self) -> SubmitRun:
         """The submit handler."""
         return self._app.submit
+
+    @property
+    def hub_progress(self) -> HubProgress:
+        """How far ingest is behind the event hub."""
+        return self._app.hub_progress
 
     @property
     def watch(self) -> WatchRuns:

@@ -1,6 +1,6 @@
 """Commands that only look: status, anomalies, windows; and rejects, which can be replayed."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,12 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(rejects_app, name="rejects", help="List what could not be read; replay it.")
 
 
+def shown_standing(told: dict[str, Any]) -> dict[str, Any]:
+    """Return how a partition stands, its instants as text."""
+    times = ("behind_since", "asked_at")
+    return told | {name: plain_instant(told[name]) if told[name] else None for name in times}
+
+
 def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     """Show partitions, watermarks, lag, gaps, rejects and pending windows."""
     from scoring import instants
@@ -39,18 +45,21 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     with opened(context) as app:
         _ = app.window
         found = app.queries.status()
-        reached = app.submit.horizon(now())
-    lags = {p.partition: (moment - p.last_enqueued) / 1e6 for p in found.partitions}
+        reached = app.hub_progress.horizon(moment)
+        standings = app.hub_progress.described(moment)
+    lags = {p.partition: p.lag_seconds(moment) for p in found.partitions}
     if as_json:
         values = plain(found) | {"horizon": None if reached is None else plain_instant(reached)}
         values["partitions"] = [
-            plain(p) | {"lag_seconds": lags[p.partition]} for p in found.partitions
+            plain(p) | {"lag_seconds": lags[p.partition]} | shown_standing(standings[p.partition])
+            for p in found.partitions
         ]
         show_json(values)
         return
     rows = [
-        plain(p) | {"lag": "ended" if p.ended else f"{lags[p.partition]:,.0f} s"}
+        plain(p) | {"lag": standings[p.partition]["standing"] if lag is None else f"{lag:,.0f} s"}
         for p in found.partitions
+        for lag in (lags[p.partition],)
     ]
     show_rows("partitions", rows, _PARTITION_COLUMNS, as_json=False)
     gaps = ", ".join(
@@ -69,6 +78,15 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     }
     for name, value in facts.items():
         console().print(f"{name:>8}  {value}", highlight=False)
+    for name, told in standings.items():
+        if sentence := _WAITS.get(told["standing"]):
+            since = plain_instant(told["behind_since"]) if told["behind_since"] else "a moment ago"
+            console().print(
+                f"partition {name} is {told['standing']}: {cell(told['behind'])} events, at least,"
+                f" since {since}; {sentence}",
+                highlight=False,
+                soft_wrap=True,
+            )
     for job in found.open_jobs:
         shown = plain(job)
         console().print(
@@ -159,6 +177,7 @@ def replay(context: typer.Context, as_json: JsonFlag = False) -> None:
         console().print(f"replayed {cell(replayed)} rejects; {cell(stay)} stay rejected")
 
 
+_WAITS = {"behind": "windows wait for it", "stalled": "windows do not wait for it any more"}
 _PARTITION_COLUMNS = {
     "partition": "partition",
     "epoch": "epoch",

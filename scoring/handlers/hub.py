@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from scoring import ledger
 from scoring.errors import ScoringError, cause_of
@@ -44,27 +45,45 @@ class HubProgress:
             if answer and _is_news(answer, states.get(partition)):
                 self._admit(partition, answer)
         self.store.observe(answers, now)
+        self._warn(now)
 
     def standings(self, now: int) -> list[tuple[PartitionState, Standing]]:
         """Return how each partition stands."""
         return self.rules.standings(self.store.states(), now, self.log.holds)
 
+    def described(self, now: int) -> dict[str, dict[str, Any]]:
+        """Return by partition what people are shown of how it stands.
+
+        That is its `standing`, how many events the hub held at least that were not applied, since
+        when it has been behind, and when the hub was asked.
+        """
+        return {
+            str(state.partition): {
+                "standing": standing.value,
+                "behind": state.behind,
+                "behind_since": state.behind_since if state.behind else None,
+                "asked_at": state.asked_at,
+            }
+            for state, standing in self.standings(now)
+        }
+
     def horizon(self, now: int) -> int | None:
         """Return the event time up to which everything has arrived, epoch microseconds UTC.
 
-        None if nothing ever did, or if all windows are held open. Partitions that hold windows open
-        though they are behind, and those that no longer do, are logged.
+        None if nothing ever did, or if all windows are held open.
         """
+        return self.rules.horizon(self.standings(now), now)
+
+    def _warn(self, now: int) -> None:
+        """Log the partitions that are behind, and hold windows open or no longer do."""
         standings = self.standings(now)
-        for standing, word in _TOLD.items():
-            told = [state for state, its in standings if its is standing]
-            if told:
+        for standing, event in _WARNINGS.items():
+            if states := [state for state, its in standings if its is standing]:
                 extra = {
-                    "partitions": [str(state.partition) for state in told],
-                    "events": sum(state.behind for state in told),
+                    "partitions": [str(state.partition) for state in states],
+                    "events": sum(state.behind for state in states),
                 }
-                log.warning(word, extra=extra)
-        return self.rules.horizon(standings, now)
+                log.warning(event, extra=extra)
 
     @retried
     def _admit(self, partition: Partition, answer: HubAnswer) -> None:
@@ -73,7 +92,7 @@ class HubProgress:
             transaction.admit(changed, answer)
 
 
-_TOLD = {Standing.BEHIND: "hub.partitions_behind", Standing.STALLED: "hub.partitions_stalled"}
+_WARNINGS = {Standing.BEHIND: "hub.partitions_behind", Standing.STALLED: "hub.partitions_stalled"}
 
 
 def _is_news(answer: HubAnswer, state: PartitionState | None) -> bool:

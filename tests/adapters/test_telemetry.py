@@ -555,7 +555,7 @@ def test_the_command_that_consumes_says_a_line_an_event_batch_and_exports_its_sp
         "APPLICATIONINSIGHTS_STATSBEAT_DISABLED_ALL": "true",
     }
 
-    with AmqpServer(Hub("readings", 2)) as hub:
+    with AmqpServer(Hub("readings", 2, lambda: BEGIN // 1000 + 3_600_000)) as hub:
         for partition, bodies in events.items():
             hub.append("readings", partition, bodies, {})
         with consuming(consumer(tmp_path, hub, **variables)) as lines:

@@ -152,7 +152,8 @@ class TestEveryCommand:
         assert (status["windows"], status["pending"]) == (80, 0)
         assert sum(p["readings"] for p in status["partitions"]) == 80
         assert sum(p["rejects"] for p in status["partitions"]) == 3
-        assert all(p["ended"] and p["lag_seconds"] >= 0 for p in status["partitions"])
+        assert all(p["ended"] and p["lag_seconds"] is None for p in status["partitions"])
+        assert {p["standing"] for p in status["partitions"]} == {"ended"}
         assert status["rejects"] == {"missing_field": 1, "not_utf8": 1, "bad_time": 1}
         assert "80, 0 of them pending" in scoring("status").out
 

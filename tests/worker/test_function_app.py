@@ -204,6 +204,7 @@ def test_an_event_batch_is_ingested_and_logged_in_one_line(worker: Worker) -> No
         "readings": 3,
         "late": 0,
         "missing": 0,
+        "empty": 0,
         "rejects": {},
         "level": "INFO",
     }
