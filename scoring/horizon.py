@@ -48,6 +48,9 @@ class PartitionState:
     high_water
         The highest sequence number that was applied since the hub was created. If none was, it
         precedes the first number that is expected.
+    mark_enqueued
+        The greatest enqueued time of what is known of since the hub was created, epoch
+        microseconds UTC; that of the high-water mark.
     has_spoken
         Whether anything was applied since the hub was created.
     epoch, hub_created
@@ -72,6 +75,7 @@ class PartitionState:
     watermark: int | None
     last_enqueued: int
     high_water: int = -1
+    mark_enqueued: int = 0
     has_spoken: bool = True
     epoch: int | None = 0
     hub_created: int | None = None
@@ -112,7 +116,7 @@ class PartitionState:
         if answer.last != mark or not self.has_spoken:
             return max(0, answer.last - mark)
         # The same number at another time is another event: of a hub that was created again.
-        is_same = abs(answer.last_enqueued - self.last_enqueued) <= CLOCK_TOLERANCE
+        is_same = abs(answer.last_enqueued - self.mark_enqueued) <= CLOCK_TOLERANCE
         return 0 if is_same else 1
 
     @property

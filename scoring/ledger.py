@@ -69,8 +69,8 @@ class Epoch:
     Attributes
     ----------
     first_enqueued, last_enqueued
-        Smallest and greatest enqueued time of what was applied, epoch microseconds UTC; when the
-        hub was created while nothing was.
+        Smallest and greatest enqueued time of what is known of, epoch microseconds UTC; when the
+        hub was created while nothing is.
     gaps
         Ranges that were skipped by the delivery and not repaired yet, ascending.
     created
@@ -127,7 +127,7 @@ def admit(
         The last answer that was heard. What it showed the old hub to hold beyond its high-water
         mark is a gap of the old epoch.
     """
-    known = sorted(epochs, key=lambda epoch: epoch.number)
+    known = in_order(epochs)
     if not known:
         return [_unspoken(0, answer.first, answer.created)]
     newest, created = known[-1], answer.created
@@ -137,16 +137,29 @@ def admit(
         return [replace(newest, created=created)]
     if newest.created is not None and created < newest.created:
         return []
-    opened = [_unspoken(newest.number + 1, 0, created)]
+    opened = [_unspoken(_next_number(known), 0, created)]
     if before and before.created != created and before.last > newest.high_water:
-        opened.insert(0, skip(newest, before.last))
+        opened.insert(0, skip(newest, before))
     return opened
 
 
-def skip(epoch: Epoch, last: int) -> Epoch:
-    """Return the epoch with a gap after its high-water mark, up to `last`, which exists."""
-    gap = (epoch.high_water + 1, last)
-    return replace(epoch, high_water=last, gaps=(*epoch.gaps, gap)) if gap[0] <= last else epoch
+def skip(epoch: Epoch, answer: HubAnswer) -> Epoch:
+    """Return the epoch with a gap after its high-water mark, up to the last number of its hub."""
+    gap = (epoch.high_water + 1, answer.last)
+    if gap[0] > gap[1]:
+        return epoch
+    last_enqueued = max(epoch.last_enqueued, answer.last_enqueued)
+    gaps = (*epoch.gaps, gap)
+    return replace(epoch, high_water=answer.last, last_enqueued=last_enqueued, gaps=gaps)
+
+
+def in_order(epochs: Iterable[Epoch]) -> list[Epoch]:
+    """Return epochs in the order in which their hubs were created.
+
+    A hub that was deleted before anybody saw it may turn up after its successor: its number is
+    higher then.
+    """
+    return sorted(epochs, key=lambda epoch: (epoch.began, epoch.number))
 
 
 def is_in_doubt(epochs: Iterable[Epoch], enqueued_times: I64, answer: HubAnswer | None) -> bool:
@@ -156,9 +169,10 @@ def is_in_doubt(epochs: Iterable[Epoch], enqueued_times: I64, answer: HubAnswer 
     for the hub to have been created again. It need not where `answer`, the last one, was given
     after the events, or is of an event log that cannot tell.
     """
-    newest = max(epochs, key=lambda epoch: epoch.number, default=None)
-    if newest is None:
+    known = in_order(epochs)
+    if not known:
         return True
+    newest = known[-1]
     if answer is not None and answer.created is None:
         return False
     start, end = newest.last_enqueued, int(enqueued_times.max())
@@ -202,65 +216,69 @@ def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -
 
 def _epoch_of_each(known: dict[int, Epoch], sequence: I64, enqueued: I64) -> I64:
     """Return the number of the epoch that each event is of; adds epochs that begin to `known`."""
-    order = sorted(known)
-    oldest, newest = known[order[0]], known[order[-1]]
+    order = in_order(known.values())
+    oldest = order[0]
     if oldest.created is not None and (enqueued < oldest.created - CLOCK_TOLERANCE).any():
         # A hub that was deleted before the partition was first seen.
-        first = int(sequence[enqueued < oldest.created - CLOCK_TOLERANCE].min())
-        order.insert(0, oldest.number - 1)
-        known[order[0]] = Epoch(order[0], first, first - 1, 0, 0)
-    borders = np.array([known[number].began for number in order[1:]], dtype=np.int64)
-    # An epoch without events of its own, or with a wrong clock, never begins before an older one.
-    borders = np.maximum.accumulate(borders) - CLOCK_TOLERANCE
+        older = enqueued < oldest.created - CLOCK_TOLERANCE
+        first, number = int(sequence[older].min()), _next_number(order)
+        known[number] = Epoch(number, first, first - 1, 0, 0)
+        order.insert(0, known[number])
+    borders = np.array([epoch.began for epoch in order[1:]], dtype=np.int64) - CLOCK_TOLERANCE
     places = np.searchsorted(borders, enqueued, side="right")
-    _add_held_back(known, order, places, sequence, enqueued)
-    numbers = np.array(order, dtype=np.int64)[places]
-    if newest.created is None:
-        _split_where_numbers_fall(known, newest, numbers, sequence, enqueued)
+    _add_held_back(order, places, sequence, enqueued)
+    numbers = np.array([epoch.number for epoch in order], dtype=np.int64)[places]
+    for epoch in order:
+        # What a hub that can be asked has, and was enqueued last of all, is known to be its own.
+        if epoch.created is None or epoch is not order[-1]:
+            _split_where_numbers_fall(known, epoch, numbers, sequence, enqueued)
     return numbers
 
 
-def _add_held_back(
-    known: dict[int, Epoch], order: list[int], places: I64, sequence: I64, enqueued: I64
-) -> None:
+def _add_held_back(order: list[Epoch], places: I64, sequence: I64, enqueued: I64) -> None:
     """Correct `places` of an epoch's first events where these come after later ones.
 
     Only where it is not known when the hub was created. Anything else that was enqueued between
     two epochs is of the older one.
     """
-    for place, number in enumerate(order[1:], start=1):
-        epoch, older = known[number], known[order[place - 1]]
+    for place, epoch in enumerate(order[1:], start=1):
         if epoch.created is not None or not epoch.gaps:
             continue
         first, last = epoch.gaps[0]
         if first == epoch.first_sequence:
-            is_between = (places == place - 1) & (enqueued > older.last_enqueued + CLOCK_TOLERANCE)
+            after = order[place - 1].last_enqueued + CLOCK_TOLERANCE
+            is_between = (places == place - 1) & (enqueued > after)
             places[is_between & (sequence <= last)] = place
 
 
 def _split_where_numbers_fall(
-    known: dict[int, Epoch], newest: Epoch, numbers: I64, sequence: I64, enqueued: I64
+    known: dict[int, Epoch], epoch: Epoch, numbers: I64, sequence: I64, enqueued: I64
 ) -> None:
-    """Move events to new epochs where a hub was created again, judged by their numbers alone."""
-    mine = np.flatnonzero(numbers == newest.number)
+    """Move events of an epoch to new ones where their hub was created again.
+
+    That is judged by their numbers alone: in one hub, they grow with time.
+    """
+    mine = np.flatnonzero(numbers == epoch.number)
     mine = mine[np.lexsort((sequence[mine], enqueued[mine]))]
     # Numbers below those of an epoch without events may still be of its hub.
-    high_water = -1 if newest.is_unspoken else newest.high_water
-    last_enqueued, number = newest.last_enqueued, newest.number
+    high_water = -1 if epoch.is_unspoken else epoch.high_water
+    last_enqueued = epoch.last_enqueued
     while len(mine):
         before = np.maximum.accumulate(np.append(high_water, sequence[mine][:-1]))
-        times = np.append(last_enqueued, enqueued[mine][:-1])
-        times = np.maximum.accumulate(times)
+        times = np.maximum.accumulate(np.append(last_enqueued, enqueued[mine][:-1]))
         falls = (sequence[mine] <= before) & (enqueued[mine] >= times + _AFTER)
         if not falls.any():
             return
         mine = mine[int(np.argmax(falls)) :]
-        number += 1
         # What comes before the first delivery is missing: a new hub counts from 0.
-        time = int(enqueued[mine[0]])
+        number, time = _next_number(known.values()), int(enqueued[mine[0]])
         known[number] = Epoch(number, 0, -1, time, time)
         numbers[mine] = number
         high_water, last_enqueued = -1, time - _AFTER
+
+
+def _next_number(epochs: Iterable[Epoch]) -> int:
+    return max(epoch.number for epoch in epochs) + 1
 
 
 def _apply(epoch: Epoch, events: I64, sequence: I64, enqueued: I64) -> Slice | None:
@@ -298,14 +316,18 @@ def _contiguous(numbers: I64) -> list[Range]:
 
 def _extend(epoch: Epoch, first: int, last: int) -> Epoch:
     """Add one range of numbers, none of them applied before, to an epoch."""
-    if first > epoch.high_water:
-        gap = [(epoch.high_water + 1, first - 1)] if first > epoch.high_water + 1 else []
-        return replace(epoch, high_water=last, gaps=(*epoch.gaps, *gap))
-    if last < epoch.first_sequence:
-        gap = [(last + 1, epoch.first_sequence - 1)] if last < epoch.first_sequence - 1 else []
-        return replace(epoch, first_sequence=first, gaps=(*gap, *epoch.gaps))
     gaps = [rest for gap in epoch.gaps for rest in without(gap, first, last)]
-    return replace(epoch, gaps=tuple(gaps))
+    first_sequence, high_water = epoch.first_sequence, epoch.high_water
+    # A gap may lie at either end of an epoch, so that a range can reach beyond it.
+    if last > high_water:
+        if first > high_water + 1:
+            gaps.append((high_water + 1, first - 1))
+        high_water = last
+    if first < first_sequence:
+        if last < first_sequence - 1:
+            gaps.insert(0, (last + 1, first_sequence - 1))
+        first_sequence = first
+    return replace(epoch, first_sequence=first_sequence, high_water=high_water, gaps=tuple(gaps))
 
 
 def without(gap: Range, first: int, last: int) -> list[Range]:

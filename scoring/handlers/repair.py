@@ -91,7 +91,7 @@ class RepairGaps:
         outcome, failure = IngestOutcome(), None
         for gap in self._repairable():
             try:
-                for batch in self._retained(gap, is_gone=gap.epoch < newest[gap.partition]):
+                for batch in self._retained(gap, is_gone=gap.epoch != newest[gap.partition]):
                     applied = self.ingest(batch)
                     outcome += applied
                     tell(applied)
@@ -106,11 +106,11 @@ class RepairGaps:
     def _note_skipped(self, state: PartitionState) -> None:
         """Record what follows the high-water mark as a gap, if that has not moved."""
         with self.store.transaction(state.partition) as transaction:
-            newest = max(transaction.epochs, key=lambda epoch: epoch.number)
+            newest = ledger.in_order(transaction.epochs)[-1]
             answer = transaction.answer
             where = (newest.number, newest.high_water)
             if answer and where == (state.epoch, state.high_water):
-                transaction.admit([ledger.skip(newest, answer.last)], answer)
+                transaction.admit([ledger.skip(newest, answer)], answer)
                 skipped = Gap(state.partition, newest.number, where[1] + 1, answer.last, "open")
                 log.warning("repair.skipped", extra=_facts(skipped) | {"events": skipped.events})
 

@@ -1,6 +1,6 @@
 """An event hub in memory, as those see it who ask it and read from it again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,8 +38,15 @@ class MemoryHub:
         How often it was created again.
     """
 
-    def __init__(self, name: str, partitions: int, created: int | None = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        partitions: int,
+        created: int | None = 0,
+        touched: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.name = name
+        self._touched = touched
         self.is_reachable = True
         self.asked = 0
         self.generation = -1
@@ -74,7 +81,7 @@ class MemoryHub:
     def expire(self, partition: str, first: int) -> None:
         """Drop all events before a number."""
         kept = self._kept[partition]
-        drop = max(0, first - kept.beginning)
+        drop = min(max(0, first - kept.beginning), len(kept.bodies))
         kept.beginning += drop
         del kept.bodies[:drop], kept.times[:drop]
 
@@ -91,6 +98,7 @@ class MemoryHub:
     def look(self, partition: Partition) -> HubAnswer | None:
         """Return what the hub says of a partition; None if it has none of this id."""
         self._answer()
+        self._touched(f"ask about {partition}")
         self.asked += 1
         if (kept := self._kept.get(partition.id)) is None:
             return None
@@ -105,6 +113,10 @@ class MemoryHub:
             return
         first, last = max(first, kept.beginning), min(last, kept.end - 1)
         for begin in range(first, last + 1, 10):
+            self._touched(f"read {partition} from {begin}")
+            if self._kept.get(partition.id) is not kept:
+                # The hub was created again: the connection is gone.
+                return
             yield self.batch(partition.id, begin, min(begin + 9, last))
 
     def _answer(self) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
 
-from tests.interleaving.play import play_share
+from tests.interleaving.play import play, play_incoming, play_share
 from tests.services import POSTGRESQL
 
 CHUNK = 50
@@ -23,18 +23,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.interleaving", description=__doc__)
     parser.add_argument("--sqlite", type=int, default=1000, help="schedules on SQLite")
     parser.add_argument("--postgresql", type=int, default=600, help="schedules on PostgreSQL")
+    parser.add_argument("--incoming-sqlite", type=int, default=400, help="of what comes in")
+    parser.add_argument("--incoming-postgresql", type=int, default=250, help="of what comes in")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     chosen = parser.parse_args()
-    if chosen.postgresql and not POSTGRESQL.is_here():
+    if chosen.postgresql + chosen.incoming_postgresql and not POSTGRESQL.is_here():
         sys.stderr.write("PostgreSQL is not installed: `make services` installs it\n")
         return 1
     begin = perf_counter()
+    shares = (
+        *(("postgresql", chosen.postgresql, play), ("sqlite", chosen.sqlite, play)),
+        ("postgresql", chosen.incoming_postgresql, play_incoming),
+        ("sqlite", chosen.incoming_sqlite, play_incoming),
+    )
     work = [
-        ("postgresql", range(first, min(first + CHUNK, chosen.seed + chosen.postgresql)))
-        for first in range(chosen.seed, chosen.seed + chosen.postgresql, CHUNK)
-    ] + [
-        ("sqlite", range(first, min(first + CHUNK, chosen.seed + chosen.sqlite)))
-        for first in range(chosen.seed, chosen.seed + chosen.sqlite, CHUNK)
+        (engine, range(first, min(first + CHUNK, chosen.seed + number)), player)
+        for engine, number, player in shares
+        for first in range(chosen.seed, chosen.seed + number, CHUNK)
     ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
@@ -43,7 +48,7 @@ def main() -> int:
     failures = [failure for _, failure in played if failure]
     lines = [f"{number:6} {kind}" for kind, number in sorted(kinds.items())]
     seconds = perf_counter() - begin
-    total = chosen.sqlite + chosen.postgresql
+    total = sum(number for _, number, _ in shares)
     print(*lines, *failures, sep="\n")  # noqa: T201 - what the program is for
     print(f"{total} schedules in {seconds:.0f} s, {len(failures)} failed")  # noqa: T201
     return int(bool(failures))

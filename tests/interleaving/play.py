@@ -21,6 +21,7 @@ from scoring.adapters.sql.facts import CLAIMS
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import facts, metadata
 from scoring.handlers import ending, submit
+from tests.interleaving.incoming import Incoming
 from tests.interleaving.scheduler import Scheduler, stop_at_statements
 from tests.interleaving.world import World
 from tests.servers import PostgreSql, postgresql
@@ -34,6 +35,23 @@ ACTORS: dict[str, Callable[[World], object]] = {
     "rescore": World.rescore,
     "rebuild": World.rebuild,
 }
+INCOMING: dict[str, Callable[[Incoming], object]] = {
+    "host": Incoming.host,
+    "repair": Incoming.repair,
+    "submit": Incoming.submit,
+    "recreate": Incoming.recreate,
+    "expire": Incoming.expire,
+    "rebuild": Incoming.rebuild,
+}
+INCOMING_MIXES = (
+    *(("host", "host"), ("host", "host", "repair"), ("host", "host", "submit")),
+    *(("host", "repair", "submit"), ("host", "recreate"), ("host", "host", "recreate")),
+    *(("host", "recreate", "repair"), ("host", "recreate", "submit"), ("repair", "recreate")),
+    *(("host", "expire", "repair"), ("host", "expire", "recreate"), ("submit", "repair")),
+    *(("host", "rebuild"), ("host", "host", "rebuild"), ("host", "rebuild", "submit")),
+    *(("rebuild", "rebuild", "host"), ("rebuild", "recreate", "host")),
+    *(("rebuild", "repair", "host"), ("recreate", "recreate", "host")),
+)
 MIXES = (
     *(("submit", "cancel"), ("submit", "cancel", "watch"), ("submit", "submit", "cancel")),
     *(("watch", "cancel"), ("watch", "cancel", "index"), ("watch", "watch", "cancel")),
@@ -84,6 +102,38 @@ def play(arena: Arena, seed: int) -> list[str]:
     return kinds + ["an actor killed"] * bool(scheduler.kills)
 
 
+def play_incoming(arena: Arena, seed: int) -> list[str]:
+    """Play one schedule of what comes in, as `play` does one of runs."""
+    random = Random(seed)
+    mix = random.choice(INCOMING_MIXES)
+    world = Incoming(arena.database, random, arena.touched)
+    kill = random.choice([0.0, 0.0, 0.01])
+    scheduler = Scheduler(random.randrange(2**32), kill, world.check_step, arena.monitor)
+    limits = {"REBUILD_WINDOWS": random.choice([1, 50]), "REBUILD_SEGMENTS": random.choice([1, 9])}
+    try:
+        with patch.multiple("scoring.handlers.repair", **limits):  # type: ignore[call-overload]
+            for name in random.choices(["host", "repair", "submit"], k=random.randrange(4)):
+                INCOMING[name](world)
+            arena.scheduler = scheduler
+            scheduler.run({f"{name}{n}": _incoming(name, world) for n, name in enumerate(mix)})
+            arena.scheduler = None
+            world.check_step()
+            world.drain()
+            world.check_end()
+    except BaseException as error:
+        about = f"{' + '.join(mix)}; fault: {world.fault}; {scheduler.kills} kills"
+        error.add_note("\n".join([f"seed {seed}: {about}", *scheduler.trace]))
+        raise
+    finally:
+        arena.scheduler = None
+    kinds = [f"incoming: {' + '.join(sorted(mix))}", f"fault: {world.fault}"]
+    return kinds + ["an actor killed"] * bool(scheduler.kills)
+
+
+def _incoming(name: str, world: Incoming) -> Callable[[], object]:
+    return lambda: INCOMING[name](world)
+
+
 def _play(
     arena: Arena, world: World, scheduler: Scheduler, mix: tuple[str, ...], seed: int
 ) -> None:
@@ -112,7 +162,10 @@ def _work(name: str, world: World) -> Callable[[], object]:
     return lambda: ACTORS[name](world)
 
 
-def play_on_sqlite(folder: Path, seeds: range) -> Counter[str]:
+Player = Callable[[Arena, int], list[str]]
+
+
+def play_on_sqlite(folder: Path, seeds: range, player: Player = play) -> Counter[str]:
     """Play one schedule for each seed, each on a database of its own."""
     kinds: Counter[str] = Counter()
     folder.mkdir(exist_ok=True)
@@ -128,14 +181,16 @@ def play_on_sqlite(folder: Path, seeds: range) -> Counter[str]:
             database = Database.file(path)
             event.listen(database.engine, "connect", _hurry)
             try:
-                kinds.update(play(Arena(database), seed))
+                kinds.update(player(Arena(database), seed))
             finally:
                 database.close()
             path.unlink()
     return kinds
 
 
-def play_on_postgresql(server: PostgreSql, name: str, seeds: range) -> Counter[str]:
+def play_on_postgresql(
+    server: PostgreSql, name: str, seeds: range, player: Player = play
+) -> Counter[str]:
     """Play one schedule for each seed, all on one database, which is emptied before each."""
     kinds: Counter[str] = Counter()
     server.execute(f"CREATE DATABASE {name}")
@@ -147,20 +202,20 @@ def play_on_postgresql(server: PostgreSql, name: str, seeds: range) -> Counter[s
         arena = Arena(database, monitor)
         for seed in seeds:
             _empty(database)
-            kinds.update(play(arena, seed))
+            kinds.update(player(arena, seed))
     database.close()
     return kinds
 
 
-def play_share(engine: str, seeds: range) -> tuple[Counter[str], str]:
+def play_share(engine: str, seeds: range, player: Player = play) -> tuple[Counter[str], str]:
     """Play schedules; gives how many there were of each kind, and what failed."""
     logging.disable(logging.CRITICAL)
     try:
         if engine == "sqlite":
             with tempfile.TemporaryDirectory() as folder:
-                return play_on_sqlite(Path(folder), seeds), ""
+                return play_on_sqlite(Path(folder), seeds, player), ""
         with postgresql() as server:
-            return play_on_postgresql(server, "schedules", seeds), ""
+            return play_on_postgresql(server, "schedules", seeds, player), ""
     except BaseException as error:  # noqa: BLE001 - told by the caller
         notes = "\n".join(getattr(error, "__notes__", []))
         return Counter(), f"on {engine}: {type(error).__name__}: {error}\n{notes}"

@@ -1,4 +1,4 @@
-"""Runs whose steps interleave with each other, with late readings, rebuilds and kills.
+"""Runs, and what comes in, whose steps interleave, with rebuilds, hubs created again, and kills.
 
 A sample; ``python -m tests.interleaving`` plays many more.
 """
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interleaving.play import play_on_postgresql, play_on_sqlite
+from tests.interleaving.play import play_incoming, play_on_postgresql, play_on_sqlite
 from tests.servers import postgresql
 from tests.services import POSTGRESQL
 
@@ -24,9 +24,23 @@ def test_whatever_meets_on_sqlite_every_run_ends_and_ends_right(tmp_path: Path, 
     assert sum(number for kind, number in kinds.items() if kind.startswith("fault:")) == SAMPLE
 
 
+def test_whatever_comes_in_on_sqlite_is_counted_once_or_missing(tmp_path: Path) -> None:
+    kinds = play_on_sqlite(tmp_path, range(SAMPLE), play_incoming)
+
+    assert sum(number for kind, number in kinds.items() if kind.startswith("incoming:")) == SAMPLE
+
+
 def test_whatever_meets_on_postgresql_every_run_ends_and_ends_right() -> None:
     POSTGRESQL.require()
     with postgresql() as server:
         kinds = play_on_postgresql(server, "schedules", range(SAMPLE))
 
     assert sum(number for kind, number in kinds.items() if kind.startswith("fault:")) == SAMPLE
+
+
+def test_whatever_comes_in_on_postgresql_is_counted_once_or_missing() -> None:
+    POSTGRESQL.require()
+    with postgresql() as server:
+        kinds = play_on_postgresql(server, "incoming", range(SAMPLE // 3), play_incoming)
+
+    assert kinds.total() > SAMPLE // 3

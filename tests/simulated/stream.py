@@ -82,6 +82,7 @@ class Sent:
     partition: str = ""
     generation: int = 0
     number: int = 0
+    time: int = 0
 
     def is_in(self, gap: Gap) -> bool:
         """Return whether the reading's event is one of a gap."""
@@ -143,7 +144,9 @@ class Stream:
         event = self.hub.send(partition, [json.dumps(body).encode()], [at])
         start = event_time // self.windowing.size * self.windowing.size
         number = int(event.sequence_numbers[0])
-        self.sent.append(Sent((device, start), at, value, partition, self.hub.generation, number))
+        self.sent.append(
+            Sent((device, start), at, value, partition, self.hub.generation, number, event_time)
+        )
 
     def deliver(self, *partitions: str, batch_size: int = 100) -> IngestOutcome:
         """Have the host deliver all that waits."""
@@ -168,7 +171,7 @@ class Stream:
         nonce = f"{self.random.randrange(16**6):06x}"
         run = self.submitter("timer", "f1", instants.moment(self.now), nonce)
         if run:
-            self._note(run)
+            self.note(run)
         return run
 
     def mend(self) -> IngestOutcome:
@@ -209,7 +212,8 @@ class Stream:
             counts[one.window] = (count + 1, total + one.value)
         return counts
 
-    def _note(self, run: ScoringRun) -> None:
+    def note(self, run: ScoringRun) -> None:
+        """Note what a run was given to score."""
         self.gaps[run.run_id] = self.store.gaps("open")
         for name in sorted(self.blobs.content):
             if not name.startswith(run.input_prefix):
@@ -219,7 +223,7 @@ class Stream:
             devices, counts = table["device"].to_pylist(), table["count"].to_pylist()
             for device, start, count in zip(devices, starts, counts, strict=True):
                 self.scored[device, start].append(Scoring(run.run_id, self.now, count))
-        self.blobs.delete("runs/")
+        self.blobs.delete(f"runs/{run.run_id}/")
 
 
 def close(

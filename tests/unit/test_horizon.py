@@ -36,6 +36,7 @@ def state(  # noqa: PLR0913 - most tests give one or two
         watermark,
         enqueued,
         high_water=applied,
+        mark_enqueued=enqueued,
         has_spoken=applied >= 0,
         hub_created=0,
         answer=answer,
@@ -178,7 +179,7 @@ def test_since_when_a_partition_is_behind_counts_from_its_last_progress() -> Non
     first = replace(SILENT, behind_since=None).asked(BEHIND.answer, 500 * MINUTE)
     again = first.asked(BEHIND.answer, 600 * MINUTE)
     moved = replace(again, has_moved=True, high_water=150).looked_at(700 * MINUTE)
-    caught_up = replace(moved, has_moved=True, high_water=200, last_enqueued=NOW).looked_at(NOW)
+    caught_up = replace(moved, has_moved=True, high_water=200, mark_enqueued=NOW).looked_at(NOW)
 
     since = [one.behind_since for one in (first, again, moved, caught_up)]
     assert since == [500 * MINUTE, 500 * MINUTE, 700 * MINUTE, None]

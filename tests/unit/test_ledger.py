@@ -146,6 +146,18 @@ def test_numbers_that_were_given_up_as_lost_are_not_applied_when_they_come_after
     assert ledger.apply([lost], np.array([4]), np.array([4 * SECOND])) == []
 
 
+def test_a_range_over_a_gap_at_either_end_moves_that_end() -> None:
+    skipped = Epoch(0, 5, 9, 5 * SECOND, 9 * SECOND, gaps=((5, 6), (8, 9)))
+
+    for first, last in ((3, 7), (8, 12), (3, 12)):
+        state = Applied({0: skipped})
+        new = [n for n in range(first, last + 1) if n != 7]
+        assert [event.number for event in state.deliver(between(first, last))] == new
+        assert state.deliver(between(first, last)) == []
+        assert state.epochs[0].first_sequence == min(first, 5)
+        assert state.epochs[0].high_water == max(last, 9)
+
+
 def test_a_hub_made_anew_opens_an_epoch_and_what_it_has_skipped_is_missing() -> None:
     state = applied(between(0, 9), between(2, 5, hub=1))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Subquery, func, insert, select, update
 
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.schema import epochs, hub_answers, partitions
@@ -20,6 +20,20 @@ def parse_partition(name: str) -> Partition:
     """Split the stored name ``hub/id`` of a partition."""
     hub, _, number = name.rpartition("/")
     return Partition(hub, number)
+
+
+def birth() -> ColumnElement[int]:
+    """Return the expression by which `ledger.in_order` orders the epochs of a partition."""
+    return func.coalesce(epochs.c.created, epochs.c.first_enqueued)
+
+
+def newest_epochs() -> Subquery:
+    """Return the epoch of each partition whose hub was created last."""
+    order = (birth().desc(), epochs.c.epoch.desc())
+    place = func.row_number().over(partition_by=epochs.c.partition, order_by=order)
+    numbered = select(epochs, place.label("place")).subquery()
+    columns = (numbered.c[column.name] for column in epochs.c)
+    return select(*columns).where(numbered.c.place == 1).subquery()
 
 
 def read_answer(connection: Connection, partition: str) -> HubAnswer | None:
@@ -45,10 +59,7 @@ def write_answer(connection: Connection, partition: str, answer: HubAnswer) -> N
 
 def read_states(connection: Connection) -> list[PartitionState]:
     """Return how every partition stands."""
-    newest = select(epochs.c.partition, func.max(epochs.c.epoch).label("epoch"))
-    last = newest.group_by(epochs.c.partition).subquery()
-    mine = (epochs.c.partition == last.c.partition) & (epochs.c.epoch == last.c.epoch)
-    ledger = select(epochs).join_from(last, epochs, mine).subquery()
+    ledger = newest_epochs()
     table, answers = partitions.c, hub_answers.c
     columns = (
         *(table.partition, table.watermark, table.last_enqueued, table.ended),
@@ -56,6 +67,7 @@ def read_states(connection: Connection) -> list[PartitionState]:
         *(answers.asked_at, answers.is_absent, answers.moved_at, answers.behind_since),
         *(answers.epoch.label("seen_epoch"), answers.high_water.label("seen_mark")),
         ledger.c.created.label("epoch_created"),
+        ledger.c.last_enqueued.label("mark_enqueued"),
         *(column.label(f"hub_{column.name}") for column in _ANSWER),
     )
     statement = (
@@ -107,6 +119,7 @@ def _state(row: Row[Any]) -> PartitionState:
         last_enqueued=row.last_enqueued,
         epoch=row.epoch,
         high_water=row.high_water if has_epoch else -1,
+        mark_enqueued=row.mark_enqueued if has_epoch else 0,
         has_spoken=has_epoch and row.high_water >= row.first_sequence,
         hub_created=row.epoch_created,
         ended=row.ended,

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from scoring import ledger
 from scoring.adapters.sql import bulk, texts
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import WindowFacts, lock_claims, read_window_facts
 from scoring.adapters.sql.hubs import (
+    birth,
+    newest_epochs,
     observe,
     parse_partition,
     read_answer,
@@ -215,8 +217,8 @@ class SqlIngestStore:
 
     def partitions(self) -> dict[Partition, int]:
         """Give every partition that ever spoke, with its newest epoch."""
-        newest = func.max(epochs.c.epoch)
-        statement = select(epochs.c.partition, newest).group_by(epochs.c.partition)
+        newest = newest_epochs().c
+        statement = select(newest.partition, newest.epoch)
         with self._database.read() as connection:
             return {parse_partition(name): last for name, last in connection.execute(statement)}
 
@@ -224,7 +226,7 @@ class SqlIngestStore:
         """Give a hub's partitions with their high-water marks, and when those were enqueued."""
         mine = epochs.c.partition.startswith(f"{hub}/", autoescape=True)
         columns = (epochs.c.partition, epochs.c.high_water, epochs.c.last_enqueued)
-        statement = select(*columns).where(mine).order_by(epochs.c.epoch)
+        statement = select(*columns).where(mine).order_by(birth(), epochs.c.epoch)
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
         return {parse_partition(name).id: (mark, enqueued) for name, mark, enqueued in rows}

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal, select, true
+from sqlalchemy import ColumnElement, Select, func, literal, select, true
 
 from scoring.adapters.sql import paging
 from scoring.adapters.sql.facts import read_window
+from scoring.adapters.sql.hubs import newest_epochs
 from scoring.adapters.sql.queries.reader import Reader, fetch
 from scoring.adapters.sql.schema import (
-    epochs,
     gaps,
     partitions,
     rejects,
@@ -139,15 +139,12 @@ _EVENTS = gaps.c.last_sequence - gaps.c.first_sequence + 1
 
 
 def _partitions() -> Select[Any]:
-    table, newest = partitions.c, epochs.alias("newest")
-    last = select(func.max(epochs.c.epoch)).where(epochs.c.partition == table.partition)
+    table, newest = partitions.c, newest_epochs()
     events = func.sum(_EVENTS)
     missing = select(func.coalesce(events, 0)).where(
         gaps.c.partition == table.partition, gaps.c.state == "open"
     )
-    is_newest = and_(
-        newest.c.partition == table.partition, newest.c.epoch == last.scalar_subquery()
-    )
+    is_newest = newest.c.partition == table.partition
     counts = (table.events, table.readings, table.rejects, table.late)
     return (
         select(table.partition, newest.c.epoch, newest.c.high_water)
