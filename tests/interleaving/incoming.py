@@ -21,8 +21,8 @@ from scoring.runs import RunState
 from tests.fakes.event_log import MemoryHub
 from tests.simulated.stream import BEGIN, HOUR, MINUTE, SECOND, Sent, Stream
 
-DEVICES = {"0": ("d0", "slow"), "1": ("d1", "fast")}
-AHEAD = {"slow": -25 * MINUTE, "fast": 4 * MINUTE}
+DEVICES = {"0": ("d0", "quick"), "1": ("d1", "fast", "slow")}
+AHEAD = {"slow": -25 * MINUTE, "fast": 290 * SECOND, "quick": 290 * SECOND}
 """How far clocks are ahead of the hub's."""
 
 Place = tuple[str, int, int]
@@ -75,7 +75,7 @@ class Incoming:
 
     def submit(self) -> None:
         """Be the timer that submits runs."""
-        self._pass(5 * MINUTE)
+        self._pass(self.random.choice([1, 3, 5]) * MINUTE)
         self._disturb()
         try:
             run = self.stream.submit()
@@ -109,7 +109,10 @@ class Incoming:
     # What must hold.
 
     def check_step(self) -> None:
-        """Hold what holds at each moment: nothing is counted twice."""
+        """Hold what holds at each moment."""
+        if self._facts().phase is not Phase.DONE:
+            active = [run.state for run in self.stream.runs.active_runs()]
+            assert RunState.CLAIMING not in active, "a run claims windows that are being rebuilt"
         with self.database.read() as connection:
             for row in connection.execute(select(hub_answers)):
                 if row.last is not None:

@@ -56,6 +56,7 @@ MIXES = (
     *(("submit", "cancel"), ("submit", "cancel", "watch"), ("submit", "submit", "cancel")),
     *(("watch", "cancel"), ("watch", "cancel", "index"), ("watch", "watch", "cancel")),
     *(("submit", "late"), ("submit", "late", "watch"), ("watch", "late", "submit")),
+    *(("submit", "late", "late"), ("late", "submit", "late")),
     *(("submit", "submit"), ("submit", "watch"), ("watch", "watch"), ("watch", "index")),
     *(("submit", "rescore", "watch"), ("rescore", "cancel", "watch")),
     *(("submit", "rebuild"), ("submit", "rebuild", "cancel"), ("late", "rebuild")),
@@ -112,7 +113,8 @@ def play_incoming(arena: Arena, seed: int) -> list[str]:
     limits = {"REBUILD_WINDOWS": random.choice([1, 50]), "REBUILD_SEGMENTS": random.choice([1, 9])}
     try:
         with patch.multiple("scoring.handlers.repair", **limits):  # type: ignore[call-overload]
-            for name in random.choices(["host", "repair", "submit"], k=random.randrange(4)):
+            before = ["host", "host", "repair", "submit"]
+            for name in random.choices(before, k=random.randrange(8)):
                 INCOMING[name](world)
             arena.scheduler = scheduler
             scheduler.run({f"{name}{n}": _incoming(name, world) for n, name in enumerate(mix)})

@@ -1,27 +1,33 @@
 """The schedules notice what is taken out of the code: each mutant is a fix that is missing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import literal, null, update
 
+from scoring import ledger
 from scoring.adapters.sql import runs as sql
 from scoring.adapters.sql import texts
+from scoring.adapters.sql.facts import Phase, WindowFacts
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.adapters.sql.schema import runs, window_partials
 from scoring.errors import ScoringError
 from scoring.handlers.ending import EndRuns
 from scoring.handlers.submit import SubmitRun
+from scoring.horizon import PartitionState
+from scoring.ledger import Epoch
 from scoring.ports import ScoringOrder
 from scoring.runs import GIVING_BACK, NO_LIMITS, RunState, ScoringRun
-from tests.interleaving.play import play_on_postgresql, play_on_sqlite
+from scoring.windows import Windowing
+from tests.interleaving.play import play_incoming, play_on_postgresql, play_on_sqlite
 from tests.servers import postgresql
 from tests.services import POSTGRESQL
 
-SCHEDULES = 400
-"""The most that a mutant may survive."""
+SCHEDULES = 1000
+"""The most that a mutant may survive: as many as CI plays on SQLite."""
 
 Patch = pytest.MonkeyPatch
 
@@ -123,6 +129,71 @@ def a_newer_claim_forgotten(patch: Patch) -> None:
     patch.setattr(sql, "_newer_owner", lambda _: null())
 
 
+def hub_never_asked(patch: Patch) -> None:
+    """1: a hub that was created again is told from the old one by numbers alone."""
+    patch.setattr(ledger, "is_in_doubt", lambda *_: False)
+    patch.setattr(ledger, "admit", lambda *_: [])
+
+
+def first_delivery_unchecked(patch: Patch) -> None:
+    """1: a partition that was never seen begins wherever it begins."""
+    admit = ledger.admit
+
+    def admitted(epochs: Any, answer: Any, before: Any = None) -> list[Epoch]:
+        return admit(epochs, answer, before) if list(epochs) else []
+
+    patch.setattr(ledger, "admit", admitted)
+
+
+def range_over_the_end_of_an_epoch(patch: Patch) -> None:
+    """1: numbers over a gap at the end of an epoch leave its high-water mark behind."""
+    extend = ledger._extend
+
+    def extended(epoch: Epoch, first: int, last: int) -> Epoch:
+        after = extend(epoch, first, last)
+        is_over = first <= epoch.high_water < last
+        return replace(after, high_water=epoch.high_water) if is_over else after
+
+    patch.setattr(ledger, "_extend", extended)
+
+
+def backlog_taken_for_silence(patch: Patch) -> None:
+    """2: a partition is idle by its newest applied event."""
+    patch.setattr(PartitionState, "unapplied", property(lambda _: 0))
+
+
+def skipped_tail_left(patch: Patch) -> None:
+    """2: repair does not read on from a high-water mark that stands still."""
+    patch.setattr("scoring.handlers.repair._stands_still", lambda *_: False)
+
+
+def watermark_by_event_time(patch: Patch) -> None:
+    """3: a partition's watermark follows event times, wherever they lead."""
+
+    def arrive(self: Windowing, mark: Any, times: Any, _: Any, __: Any) -> Any:
+        return self.arrive_from_file(mark, times)
+
+    patch.setattr(Windowing, "arrive", arrive)
+
+
+def rebuild_beside_ingest(patch: Patch) -> None:
+    """5: readings that come while old windows are deleted are merged into them."""
+    patch.setattr(WindowFacts, "are_deleted", property(lambda _: False))
+
+
+def runs_beside_a_rebuild(patch: Patch) -> None:
+    """5: a run begins while windows are rebuilt."""
+    final = sql._with_final_windows
+    patch.setattr(
+        sql, "_with_final_windows", lambda run, facts: final(run, replace(facts, phase=Phase.DONE))
+    )
+
+
+INCOMING = (
+    *(hub_never_asked, first_delivery_unchecked, range_over_the_end_of_an_epoch),
+    *(backlog_taken_for_silence, skipped_tail_left, watermark_by_event_time),
+    *(rebuild_beside_ingest, runs_beside_a_rebuild),
+)
 ON_SQLITE = (
     *(claim_of_an_ended_run, release_before_the_end, index_of_an_ended_run, jobs_nobody_follows),
     *(scored_for_ever, windows_of_failed_parts_kept, nobody_suspected),
@@ -144,6 +215,22 @@ def test_a_fix_that_is_taken_out_is_noticed(
             print(f"{mutant.__name__}: schedule {seed}: {error}")  # noqa: T201
             return
     pytest.fail(f"{SCHEDULES} schedules noticed nothing")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("mutant", INCOMING, ids=lambda mutant: mutant.__name__)
+def test_a_fix_of_what_comes_in_that_is_taken_out_is_noticed(
+    mutant: Callable[[Patch], None], monkeypatch: Patch, tmp_path: Path
+) -> None:
+    mutant(monkeypatch)
+
+    for seed in range(400):
+        try:
+            play_on_sqlite(tmp_path / str(seed), range(seed, seed + 1), play_incoming)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it was noticed
+            print(f"{mutant.__name__}: schedule {seed}: {error}")  # noqa: T201
+            return
+    pytest.fail("no schedule noticed anything")
 
 
 @pytest.mark.exhaustive

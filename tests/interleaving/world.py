@@ -243,7 +243,7 @@ class World:
         for number in range(devices):
             for start in range(random.choice([1, 2])):
                 self._read((f"d{number}", "s0", start * MINUTE), P0)
-                if random.random() < 0.3:
+                if random.random() < 0.6:
                     self._read((f"d{number}", "s0", start * MINUTE), P1)
 
     # What actors do.
