@@ -211,7 +211,8 @@ class Embedded:
 def embedded(hub: AmqpServer, tmp_path_factory: pytest.TempPathFactory) -> Embedded:
     """Run the readings on SQLite and a folder, undisturbed."""
     folder = tmp_path_factory.mktemp("embedded")
-    with App(Settings.load(OURS | {"SCORING_DATA": str(folder)})) as app:
+    of_hub = {"SCORING_EVENT_HUB": HUB, "SCORING_EVENT_HUB_CONNECTION": hub.connection_string}
+    with App(Settings.load(OURS | of_hub | {"SCORING_DATA": str(folder)})) as app:
         ingest = app.ingest()
         for one in cut(receive(hub, "embedded")):
             ingest(one.as_batch())
