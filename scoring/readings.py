@@ -27,7 +27,10 @@ MAX_NAME = 128
 MAX_VALUE = 1e140
 """Largest magnitude of a value: its square stays finite, however many there are of it.
 
-Beyond it M2 becomes infinite and then the mean not a number, which no database stores."""
+Beyond it M2 becomes infinite and then the mean not a number, which no database stores. At the other
+end, a database merges two partials as if their means were equal where these differ by less than
+1e-290, and adds nothing to M2 where they differ by less than 1e-157: PostgreSQL refuses a product
+that is too small for a float."""
 
 _BOM = b"\xef\xbb\xbf"
 _DEPTH = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
