@@ -84,7 +84,7 @@ def demo(
             simulation = _simulation(devices, sensors, duration, interval, seed)
             plan = demonstration.plan_of(simulation, runs, window)
         stack.enter_context(demonstration.demo_folder(folder, plan, fresh=fresh))
-        app = stack.enter_context(opened(folder, window=window))
+        app = stack.enter_context(opened(folder, window=window, has_hub=False))
         advance = stack.enter_context(_stage_bars())
         if readings and models:
             report = demonstration.demo_of_files(app, source, models, now(), advance)

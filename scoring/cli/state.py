@@ -64,18 +64,25 @@ def data_folder(context: typer.Context, default: str = "scoring-data") -> Path:
 
 
 @contextmanager
-def opened(where: typer.Context | Path, *, window: str | None = None) -> Iterator["App"]:
+def opened(
+    where: typer.Context | Path, *, window: str | None = None, has_hub: bool = True
+) -> Iterator["App"]:
     """Open the system on a data folder, or on the one that the command line chose.
 
     Parameters
     ----------
     window
         Overrides ``SCORING_WINDOW``.
+    has_hub
+        Whether an event hub that is set up is that of the data folder too.
     """
     from scoring.bootstrap import open_app
 
     folder = where if isinstance(where, Path) else data_folder(where)
-    with open_app(folder, **({"SCORING_WINDOW": window} if window else {})) as app:
+    overrides = {"SCORING_WINDOW": window} if window else {}
+    if not has_hub:
+        overrides["SCORING_EVENT_HUB"] = ""
+    with open_app(folder, **overrides) as app:
         yield app
 
 
