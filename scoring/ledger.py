@@ -162,26 +162,33 @@ def in_order(epochs: Iterable[Epoch]) -> list[Epoch]:
     return sorted(epochs, key=lambda epoch: (epoch.began, epoch.number))
 
 
-def is_in_doubt(epochs: Iterable[Epoch], enqueued_times: I64, answer: HubAnswer | None) -> bool:
-    """Return whether the hub must be asked before events of these times can be applied.
+def has_pause(epochs: Iterable[Epoch], enqueued_times: I64) -> bool:
+    """Return whether a hub may have been created again before one of these events was enqueued.
 
-    It must where the partition was never seen, and where a pause before an event is long enough
-    for the hub to have been created again. It need not where `answer`, the last one, was given
-    after the events, or is of an event log that cannot tell.
+    That is where nothing is known of the partition, or after a pause that is long enough.
     """
     known = in_order(epochs)
     if not known:
         return True
-    newest = known[-1]
-    if answer is not None and answer.created is None:
-        return False
-    start, end = newest.last_enqueued, int(enqueued_times.max())
-    if end <= start + CLOCK_TOLERANCE:
-        return False
-    if answer is not None and answer.created == newest.created and end <= answer.last_enqueued:
+    start = known[-1].last_enqueued
+    if int(enqueued_times.max()) <= start + CLOCK_TOLERANCE:
         return False
     times = np.sort(enqueued_times[enqueued_times > start])
     return bool((np.diff(times, prepend=start) > CLOCK_TOLERANCE).any())
+
+
+def is_answered(epochs: Iterable[Epoch], enqueued_times: I64, answer: HubAnswer | None) -> bool:
+    """Return whether the last answer tells that these events are of no newer hub.
+
+    It does if it was given after them, or is of an event log that cannot tell.
+    """
+    known = in_order(epochs)
+    if not known or answer is None:
+        return False
+    if answer.created is None:
+        return True
+    is_later = int(enqueued_times.max()) <= answer.last_enqueued
+    return is_later and answer.created == known[-1].created
 
 
 def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -> list[Slice]:

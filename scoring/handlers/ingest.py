@@ -138,9 +138,12 @@ class Ingest:
             return _outcome(work, change, _missing(transaction) - missing)
 
     def _is_in_doubt(self, transaction: IngestTransaction, batch: EventBatch) -> bool:
-        if self.log is None or not self.log.holds(batch.partition):
+        epochs, times = transaction.epochs, batch.enqueued_times
+        if self.log is None or not ledger.has_pause(epochs, times):
             return False
-        return ledger.is_in_doubt(transaction.epochs, batch.enqueued_times, transaction.answer)
+        if not self.log.holds(batch.partition):
+            return False
+        return not ledger.is_answered(epochs, times, transaction.answer)
 
     def _change(self, transaction: IngestTransaction, work: "_New") -> IngestChange:
         progress = transaction.progress or PartitionProgress(None, 0)
@@ -259,10 +262,25 @@ class _New:
     def events(self) -> int:
         return int(np.count_nonzero(self.epoch_of >= 0))
 
+    @property
+    def empty(self) -> int:
+        """How many of its events have neither a reading nor a reject."""
+        has_any = self.epoch_of < 0
+        has_any[self.readings.event] = True
+        has_any[[reject.event for reject in self.rejects]] = True
+        return int(np.count_nonzero(~has_any))
+
     def reached(self) -> I64:
         """Return the greatest enqueued time of the new events up to each one, in their order."""
-        enqueued = self.batch.enqueued_times
-        order = np.lexsort((self.batch.sequence_numbers, self.epoch_of))
+        enqueued, numbers = self.batch.enqueued_times, self.batch.sequence_numbers
+        if (
+            len(self.slices) == 1
+            and self.events == len(numbers)
+            and (numbers[1:] > numbers[:-1]).all()
+        ):
+            ordered: I64 = np.maximum.accumulate(enqueued)
+            return ordered
+        order = np.lexsort((numbers, self.epoch_of))
         reached = np.empty_like(enqueued)
         # Duplicates come first, and were enqueued before: they raise nothing.
         reached[order] = np.maximum.accumulate(np.where(self.epoch_of >= 0, enqueued, 0)[order])
@@ -327,7 +345,7 @@ def _outcome(work: _New, change: IngestChange, missing: int) -> IngestOutcome:
         readings=change.readings,
         late=change.late,
         missing=missing,
-        empty=work.events - len({*work.readings.event.tolist(), *(r.event for r in work.rejects)}),
+        empty=work.empty,
         rejects=Counter(reject.reason for reject in change.rejects),
     )
 

@@ -131,7 +131,7 @@ def a_newer_claim_forgotten(patch: Patch) -> None:
 
 def hub_never_asked(patch: Patch) -> None:
     """1: a hub that was created again is told from the old one by numbers alone."""
-    patch.setattr(ledger, "is_in_doubt", lambda *_: False)
+    patch.setattr(ledger, "has_pause", lambda *_: False)
     patch.setattr(ledger, "admit", lambda *_: [])
 
 

@@ -45,7 +45,6 @@ class _Transaction:
     known: dict[int, Epoch]
     progress: PartitionProgress | None
     windows: WindowFacts
-    answer: HubAnswer | None
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
@@ -56,6 +55,11 @@ class _Transaction:
     def window(self) -> int | None:
         """Size of the store's windows, microseconds; None where it was never settled."""
         return self.windows.size
+
+    @property
+    def answer(self) -> HubAnswer | None:
+        """What the hub last said of the partition; read when it is asked for, which is seldom."""
+        return read_answer(self.connection, self.partition)
 
     def admit(self, changed: Sequence[Epoch], answer: HubAnswer) -> None:
         """Write what the hub said, and the epochs that this opens or changes."""
@@ -194,7 +198,6 @@ class SqlIngestStore:
                 _read_epochs(connection, name),
                 progress,
                 read_window_facts(connection),
-                read_answer(connection, name),
             )
 
     def states(self) -> list[PartitionState]:
