@@ -354,4 +354,9 @@ class Queries(Protocol):
         """Give all windows that end at or before `until`, merged, by device, sensor and start.
 
         In sets of bounded size; no window is split over two of them.
+
+        Raises
+        ------
+        RebuildUnderWay
+            Windows are being rebuilt.
         """

@@ -6,6 +6,7 @@ from enum import StrEnum
 from sqlalchemy import Connection, insert, select, update
 
 from scoring.adapters.sql.schema import facts
+from scoring.errors import RebuildUnderWay
 
 CLAIMS = "claims"
 """Name of the row that is locked while a run begins, a rebuild, or a partition."""
@@ -55,6 +56,16 @@ def read_window_facts(connection: Connection) -> WindowFacts:
     size = values.get(_WINDOW)
     number, _, phase = values.get(_REBUILD, f"0:{Phase.DONE}").partition(":")
     return WindowFacts(None if size is None else int(size), int(number), Phase(phase))
+
+
+def refuse_rebuild(windows: WindowFacts) -> None:
+    """Raise `RebuildUnderWay` while windows are being rebuilt: some of them are not whole."""
+    if windows.phase is not Phase.DONE:
+        message = (
+            "windows are being rebuilt: wait until that has ended; if it was stopped,"
+            " `rebuild-windows` goes on"
+        )
+        raise RebuildUnderWay(message)
 
 
 def read_window(connection: Connection) -> int | None:

@@ -27,7 +27,7 @@ from sqlalchemy.sql import ColumnElement
 
 from scoring.adapters.sql import bulk, counts, texts
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.facts import Phase, WindowFacts, lock_claims, read_window_facts
+from scoring.adapters.sql.facts import WindowFacts, lock_claims, read_window_facts, refuse_rebuild
 from scoring.adapters.sql.schema import (
     REASON,
     predictions,
@@ -37,7 +37,7 @@ from scoring.adapters.sql.schema import (
     window_partials,
 )
 from scoring.aggregates import Partials, combine
-from scoring.errors import DataRefused, InvalidPart, NotFound, RebuildUnderWay, TooManyRuns
+from scoring.errors import DataRefused, InvalidPart, NotFound, TooManyRuns
 from scoring.ports import IndexedPart
 from scoring.predictions import summarise
 from scoring.retrying import retried
@@ -443,9 +443,7 @@ def _with_final_windows(run: ScoringRun, windows: WindowFacts) -> ScoringRun:
     RebuildUnderWay
         Windows are being rebuilt.
     """
-    if windows.phase is not Phase.DONE:
-        message = "windows are being rebuilt: `rebuild-windows` goes on where it was stopped"
-        raise RebuildUnderWay(message)
+    refuse_rebuild(windows)
     if run.enqueued_until is None or windows.size is None:
         return run
     return replace(run, last_start=min(run.last_start, run.enqueued_until - windows.size))

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, select
 
 from scoring.adapters.sql import paging
-from scoring.adapters.sql.facts import read_window
+from scoring.adapters.sql.facts import read_window_facts, refuse_rebuild
 from scoring.adapters.sql.queries.reader import Reader, between, counts_of, fetch
 from scoring.adapters.sql.runs import FETCH, merged
 from scoring.adapters.sql.schema import (
@@ -93,7 +93,9 @@ class WindowQueries(Reader):
     def history(self, until: int) -> Iterator[Partials]:
         """Give all windows that end at or before `until`, merged, by device, sensor and start."""
         with self._database.read() as connection:
-            last_start = until - (read_window(connection) or 0)
+            windows = read_window_facts(connection)
+            refuse_rebuild(windows)
+            last_start = until - (windows.size or 0)
             statement = _partials().where(window_partials.c.window_start <= last_start)
             result = connection.execution_options(yield_per=FETCH).execute(statement)
             yield from merged(result.partitions(FETCH))
