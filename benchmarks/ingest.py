@@ -69,7 +69,7 @@ def ours(batches: list[EventBatch]) -> int:
         table.add(aggregate(readings, WINDOW))
         reached = max(watermark, int(readings.event_time.max()))
         if reached // WINDOW > watermark // WINDOW:
-            done += len(table.take(last_final_start(reached, WINDOW, LATENESS)))
+            done += len(table.take(last_final_start(reached - LATENESS, WINDOW)))
         watermark = reached
     return done + len(table)
 

@@ -380,12 +380,13 @@ class App:
     @Part
     def submit(self) -> SubmitRun:
         """The submit handler."""
+        # The size of the windows is settled before any is claimed.
+        _ = self.window
         return SubmitRun(
             store=SqlRunStore(self.database),
             blobs=self.blobs,
             engine=self.engine,
             hub=self.hub_progress,
-            window=self.window,
             allowed_lateness=self.settings.allowed_lateness,
             part_rows=self.settings.part_rows,
             limits=RunLimits(self.settings.max_active_runs, self.settings.max_run_windows),

@@ -341,6 +341,8 @@ class ScoringRun:
         Conflict
             It was made for a request of the same key that asked for something else.
         """
+        if self.run_id == proposed.run_id:
+            return True
         if proposed.request is None:
             return not proposed.is_limited or self._does_the_same(proposed)
         if self.request is None or self.request.key != proposed.request.key:

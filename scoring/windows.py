@@ -40,9 +40,9 @@ class PartitionProgress:
     ended: bool = False
 
 
-def last_final_start(horizon: int, size: int, allowed_lateness: int) -> int:
-    """Return the greatest start that a final window can have: its end + lateness <= horizon."""
-    return horizon - allowed_lateness - size
+def last_final_start(last_end: int, size: int) -> int:
+    """Return the greatest start of a final window, given the horizon less the allowed lateness."""
+    return last_end - size
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ from scoring.runs import (
     part_name,
     run_id,
 )
-from scoring.windows import last_final_start
 
 CLAIM_LIMIT = 50_000
 """Windows claimed in one transaction: bounded, so that ingest is never blocked for long."""
@@ -43,8 +42,8 @@ class SubmitRun:
     ----------
     hub
         Asked before each run is proposed.
-    window, allowed_lateness
-        Microseconds. The size of the store's own windows, once it has any, counts instead.
+    allowed_lateness
+        Microseconds.
     part_rows
         About how many windows an input part holds.
     limits
@@ -55,7 +54,6 @@ class SubmitRun:
     blobs: Blobs
     engine: Engine
     hub: HubProgress
-    window: int
     allowed_lateness: int
     part_rows: int
     limits: RunLimits = NO_LIMITS
@@ -108,16 +106,17 @@ class SubmitRun:
         reached = self.horizon(now)
         if reached is None:
             return None
-        last_start = last_final_start(reached, self.window, self.allowed_lateness)
+        # No final window ends later; the store knows how long they are.
+        last_end = reached - self.allowed_lateness
         proposed = ScoringRun(
             number=0,
             run_id=run_id(now, nonce),
             state=RunState.CLAIMING,
             trigger=trigger,
             fleet_version=fleet_version,
-            last_start=last_start if scope.until is None else min(last_start, scope.until - 1),
+            last_start=last_end if scope.until is None else min(last_end, scope.until - 1),
             created_at=instants.of(now),
-            enqueued_until=reached - self.allowed_lateness,
+            enqueued_until=last_end,
             first_start=scope.since,
             devices=tuple(sorted(set(scope.devices))),
             rescore=scope.rescore,

@@ -195,7 +195,7 @@ class NoEngine:
 def submitter(store: SqlRunStore, database: Database, blobs: Blobs) -> SubmitRun:
     """Make a submit handler of a store that no hub feeds."""
     hub = HubProgress(SqlIngestStore(database), no_hub(), HorizonRules(MINUTE))
-    return SubmitRun(store, blobs, NoEngine(), hub, MINUTE, MINUTE, part_rows=10)
+    return SubmitRun(store, blobs, NoEngine(), hub, MINUTE, part_rows=10)
 
 
 def test_an_export_that_is_recorded_twice_keeps_its_parts(database: Database, blobs: Blobs) -> None:

@@ -16,7 +16,7 @@ from scoring import instants
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import Phase, read_window_facts
 from scoring.adapters.sql.ingest import SqlIngestStore
-from scoring.adapters.sql.rebuild import SqlRebuildStore
+from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.adapters.sql.schema import predictions, runs, window_partials
 from scoring.aggregates import merge
@@ -225,6 +225,7 @@ class World:
 
     def __init__(self, database: Database, random: Random, touched: Callable[[str], None]) -> None:
         self.database = database
+        settle_window(database, MINUTE, MINUTE)
         self.random = random
         self.fault = random.choice(FAULTS)
         self.blobs = MemoryBlobs(touched)
@@ -470,7 +471,6 @@ class World:
             store=SqlRunStore(self.database),
             blobs=self.blobs,
             engine=self.engine,
-            window=MINUTE,
             allowed_lateness=MINUTE,
             hub=HubProgress(SqlIngestStore(self.database), no_hub(), HorizonRules(MINUTE)),
             part_rows=2,

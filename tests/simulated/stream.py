@@ -129,7 +129,6 @@ class Stream:
             self.blobs,
             NoEngine(),
             self.progress,
-            self.windowing.size,
             self.windowing.allowed_lateness,
             part_rows=10_000,
         )

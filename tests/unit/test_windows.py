@@ -34,8 +34,8 @@ def test_the_start_belongs_to_its_window_and_the_end_to_the_next() -> None:
 
 def test_a_window_is_final_when_its_end_and_the_lateness_are_reached_by_the_horizon() -> None:
     # [20, 30) with lateness 5 is final from 35 on.
-    assert last_final_start(34, size=10, allowed_lateness=5) < 20
-    assert last_final_start(35, size=10, allowed_lateness=5) >= 20
+    assert last_final_start(34 - 5, size=10) < 20
+    assert last_final_start(35 - 5, size=10) >= 20
 
 
 OF_10 = Windowing(size=10, allowed_lateness=5, watermark_lag=100)

@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Subquery, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Subquery,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.schema import epochs, hub_answers, partitions
@@ -25,6 +35,13 @@ def parse_partition(name: str) -> Partition:
 def birth() -> ColumnElement[int]:
     """Return the expression by which `ledger.in_order` orders the epochs of a partition."""
     return func.coalesce(epochs.c.created, epochs.c.first_enqueued)
+
+
+def newest_epoch(partition: ColumnElement[str]) -> ScalarSelect[int]:
+    """Return the number of the epoch of one partition whose hub was created last."""
+    order = (birth().desc(), epochs.c.epoch.desc())
+    mine = select(epochs.c.epoch).where(epochs.c.partition == partition)
+    return mine.order_by(*order).limit(1).scalar_subquery()
 
 
 def newest_epochs() -> Subquery:

@@ -55,6 +55,7 @@ from scoring.runs import (
     part_name,
 )
 from scoring.suspects import Suspect
+from scoring.windows import last_final_start
 
 FETCH = 20_000
 """Rows of windows read at a time."""
@@ -446,7 +447,8 @@ def _with_final_windows(run: ScoringRun, windows: WindowFacts) -> ScoringRun:
     refuse_rebuild(windows)
     if run.enqueued_until is None or windows.size is None:
         return run
-    return replace(run, last_start=min(run.last_start, run.enqueued_until - windows.size))
+    final = last_final_start(run.enqueued_until, windows.size)
+    return replace(run, last_start=min(run.last_start, final))
 
 
 def _last_start(connection: Connection, run: ScoringRun, windows: int) -> int | None:

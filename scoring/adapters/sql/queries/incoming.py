@@ -7,9 +7,10 @@ from sqlalchemy import ColumnElement, Select, func, literal, select, true
 
 from scoring.adapters.sql import paging
 from scoring.adapters.sql.facts import read_window
-from scoring.adapters.sql.hubs import newest_epochs
+from scoring.adapters.sql.hubs import newest_epoch
 from scoring.adapters.sql.queries.reader import Reader, fetch
 from scoring.adapters.sql.schema import (
+    epochs,
     gaps,
     partitions,
     rejects,
@@ -139,12 +140,13 @@ _EVENTS = gaps.c.last_sequence - gaps.c.first_sequence + 1
 
 
 def _partitions() -> Select[Any]:
-    table, newest = partitions.c, newest_epochs()
+    table, newest = partitions.c, epochs.alias("newest")
     events = func.sum(_EVENTS)
     missing = select(func.coalesce(events, 0)).where(
         gaps.c.partition == table.partition, gaps.c.state == "open"
     )
-    is_newest = newest.c.partition == table.partition
+    number = newest_epoch(table.partition)
+    is_newest = (newest.c.partition == table.partition) & (newest.c.epoch == number)
     counts = (table.events, table.readings, table.rejects, table.late)
     return (
         select(table.partition, newest.c.epoch, newest.c.high_water)
