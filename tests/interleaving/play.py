@@ -25,6 +25,7 @@ from tests.interleaving.incoming import Incoming
 from tests.interleaving.scheduler import Scheduler, stop_at_statements
 from tests.interleaving.world import World
 from tests.servers import PostgreSql, postgresql
+from tests.simulated.stream import hurry
 
 ACTORS: dict[str, Callable[[World], object]] = {
     "submit": World.submit,
@@ -181,7 +182,7 @@ def play_on_sqlite(folder: Path, seeds: range, player: Player = play) -> Counter
             path = folder / f"{seed}.db"
             shutil.copy(empty, path)
             database = Database.file(path)
-            event.listen(database.engine, "connect", _hurry)
+            event.listen(database.engine, "connect", hurry)
             try:
                 kinds.update(player(Arena(database), seed))
             finally:
@@ -228,11 +229,6 @@ def _at_once() -> Iterator[None]:
     """Retry without pauses: time does not pass in a schedule."""
     with stamina.set_testing(True, attempts=5):
         yield
-
-
-def _hurry(connection: Any, _: object) -> None:
-    # Nothing here outlives the process.
-    connection.execute("PRAGMA synchronous=OFF")
 
 
 def _empty(database: Database) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.migrations import migrate
 from scoring.horizon import Standing
 from scoring.readings import EventBatch, Partition
 from tests.fakes.event_log import MemoryHub
-from tests.simulated.stream import BEGIN, HOUR, MINUTE, SECOND, SENSOR, Sent, Stream, close
+from tests.simulated.stream import BEGIN, HOUR, MINUTE, SECOND, SENSOR, Sent, Stream, close, hurry
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def database(empty: Path, tmp_path: Path) -> Iterator[Database]:
     path = tmp_path / "store.db"
     shutil.copy(empty, path)
     database = Database.file(path)
+    event.listen(database.engine, "connect", hurry)
     yield database
     database.close()
 

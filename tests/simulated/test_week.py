@@ -10,7 +10,7 @@ from sqlalchemy import event
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.migrations import migrate
 from tests.fakes.event_log import MemoryHub
-from tests.simulated.stream import BEGIN, HOUR, MINUTE, SECOND, WINDOWING, Stream, close
+from tests.simulated.stream import BEGIN, HOUR, MINUTE, SECOND, WINDOWING, Stream, close, hurry
 
 DAY = 24 * HOUR
 EVERY = 150 * SECOND
@@ -32,14 +32,10 @@ CREATED_AGAIN = BEGIN + 3 * DAY + 40 * SECOND
 pytestmark = pytest.mark.exhaustive
 
 
-def _hurry(connection: object, _: object) -> None:
-    connection.execute("PRAGMA synchronous=OFF")  # type: ignore[attr-defined]
-
-
 @pytest.fixture(scope="module")
 def week(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Week"]:
     database = Database.file(tmp_path_factory.mktemp("week") / "store.db")
-    event.listen(database.engine, "connect", _hurry)
+    event.listen(database.engine, "connect", hurry)
     migrate(database)
     week = Week(database)
     week.run()
