@@ -35,9 +35,10 @@ def test_whatever_comes_in_on_sqlite_is_counted_once_or_missing(tmp_path: Path) 
 def test_whatever_meets_on_postgresql_every_run_ends_and_ends_right() -> None:
     POSTGRESQL.require()
     with postgresql() as server:
-        kinds = play_on_postgresql(server, "schedules", range(SAMPLE))
+        kinds = play_on_postgresql(server, "schedules", range(SAMPLE // 2))
 
-    assert sum(number for kind, number in kinds.items() if kind.startswith("fault:")) == SAMPLE
+    played = sum(number for kind, number in kinds.items() if kind.startswith("fault:"))
+    assert played == SAMPLE // 2
 
 
 def test_whatever_comes_in_on_postgresql_is_counted_once_or_missing() -> None:
