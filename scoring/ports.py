@@ -447,6 +447,10 @@ class RunStore(Protocol):
         ------
         TooManyRuns
             As many runs are active as the limits allow.
+        RebuildUnderWay
+            Windows are being rebuilt.
+        BadInput
+            More windows would be scored again than the limits allow.
         """
 
     def claim(self, run: ScoringRun, limit: int) -> int:
@@ -498,7 +502,7 @@ class RunStore(Protocol):
         """Note why parts failed, by number; those that are indexed by now stay as they are."""
 
     def note(self, run: ScoringRun, cause: str) -> None:
-        """Set the run's cause and nothing else."""
+        """Set the run's cause and nothing else; it stays if the run is failing or canceled."""
 
     def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
         """Note the engine's word for how a run stands, and a page about it."""

@@ -92,6 +92,10 @@ def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Tabl
     except (pa.ArrowException, OSError) as error:
         message = f"{name} is not a readable Parquet file: {error}"
         raise InvalidPart(message) from error
+    names = table.column_names
+    if twice := [field.name for field in schema if names.count(field.name) > 1]:
+        message = f"{name} has column {', '.join(twice)} twice"
+        raise InvalidPart(message)
     if missing := [field.name for field in schema if field.name not in table.column_names]:
         message = f"{name} has no column {', '.join(missing)}"
         raise InvalidPart(message)

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from scoring.cli import azure_ml, demo, fleet, look, pipeline, plan
-from scoring.cli.state import choose_data
+from scoring.cli.state import choose_data, visible
 from scoring.errors import ScoringError, Transient
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ def main() -> None:
         _run()
     except ScoringError as error:
         hint = "; the same command again may succeed" if isinstance(error, Transient) else ""
-        sys.exit(f"error: {error}{hint}")
+        sys.exit(f"error: {visible(str(error))}{hint}")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command goes on from here\n")
         sys.exit(INTERRUPTED)

@@ -91,7 +91,7 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
         shown = plain(job)
         console().print(
             f"run {job.run_id} is {job.state} since {shown['ended_at']}, and its job is not known"
-            f" to have ended: {job.engine_status or 'the engine was not asked yet'}",
+            f" to have ended: {cell(job.engine_status or 'the engine was not asked yet')}",
             highlight=False,
             soft_wrap=True,
         )

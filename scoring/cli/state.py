@@ -108,6 +108,7 @@ def show_rows(
         return
     from rich.table import Table
 
+    title = cell(title)
     table = Table(title=title, title_justify="left")
     for heading in columns.values():
         table.add_column(heading, overflow="fold")

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
-from scoring.errors import InvalidPart
+import pyarrow as pa
+
+from scoring.errors import InvalidPart, NotFound
 from scoring.ports import Blobs, RunStore
-from scoring.predictions import read_predictions
-from scoring.runs import parse_prediction_name
+from scoring.predictions import INPUT_SCHEMA, read_predictions, read_table
+from scoring.runs import ScoringRun, parse_prediction_name, part_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +40,27 @@ class IndexPredictions:
         if predictions.num_rows != exported:
             message = f"{name} has {predictions.num_rows} predictions for {exported} windows"
             raise InvalidPart(message)
+        if self._is_of_other_windows(run, part, predictions):
+            message = f"{name} has predictions for other windows than its input part"
+            raise InvalidPart(message)
         return self.store.index_part(run, part, blob.etag, predictions)
+
+    def _is_of_other_windows(self, run: ScoringRun, part: int, predictions: pa.Table) -> bool:
+        """Return whether a part answers other windows than it was asked about.
+
+        Where its input part is gone, that cannot be told.
+        """
+        name = part_name(part)
+        if self.store.part(run, part).is_aside:
+            return False
+        try:
+            data, _ = self.blobs.read(run.input_prefix + name)
+            asked = read_table(data, INPUT_SCHEMA, name)
+        except (NotFound, InvalidPart):
+            return False
+        return _windows(asked) != _windows(predictions)
+
+
+def _windows(table: pa.Table) -> set[tuple[str, str, int]]:
+    starts = table["window_start"].cast(pa.int64()).to_pylist()
+    return set(zip(table["device"].to_pylist(), table["sensor"].to_pylist(), starts, strict=True))

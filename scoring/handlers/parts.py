@@ -68,7 +68,7 @@ class Suspects:
         To be asked of a sensor's windows in their order.
         """
         suspect = self._known[sensor]
-        if sensor not in self._aside | self._placed.keys():
+        if sensor not in self._aside and sensor not in self._placed:
             # Its first window decides for all of them.
             if self._run.rescore or not suspect.is_set_aside(start, self._now):
                 return None

@@ -19,6 +19,7 @@ LOSSES = 10
 
 _WITH_ENGINE = (RunState.SUBMITTED, RunState.RUNNING)
 
+_BEFORE_ENGINE = (RunState.CLAIMING, RunState.CLAIMED, RunState.EXPORTED)
 _KEPT = "could not be followed: "
 
 log = logging.getLogger("scoring.watch")
@@ -100,10 +101,12 @@ class WatchRuns:
         """Look at one run once."""
         try:
             run = self.submit.advance(run, now, nonce)
-        except ScoringError as error:
+        except Exception as error:
             if not self._has_waited(run, now):
+                with suppress(ScoringError):
+                    self._note_delay(run, error)
                 raise
-            waited = f"not submitted within {_text(self.queue_limit)}: {error}"
+            waited = f"not submitted within {_text(self.queue_limit)}: {cause_of(error)}"
             self.ending.end(run, RunState.FAILING, now, waited)
         if run.state in _WITH_ENGINE:
             self._follow(run, now)
@@ -117,10 +120,21 @@ class WatchRuns:
         """Stop a run and give its windows back; see `EndRuns.cancel`."""
         return self.ending.cancel(run_id, now)
 
+    def _note_delay(self, run: ScoringRun, error: Exception) -> None:
+        """Say what keeps a run from being exported; what keeps it from the engine is said there."""
+        current = self.store.run(run.run_id)
+        if current.state in {RunState.CLAIMING, RunState.CLAIMED}:
+            self._note(current, f"not exported yet: {cause_of(error)}")
+
     def _has_waited(self, run: ScoringRun, now: datetime) -> bool:
         """Whether a run that could not be submitted is given up."""
-        is_exported = self.store.run(run.run_id).state == RunState.EXPORTED
-        return is_exported and instants.of(now) - run.created_at > self.queue_limit
+        has_begun = self.store.run(run.run_id).state in _BEFORE_ENGINE
+        return has_begun and instants.of(now) - run.created_at > self.queue_limit
+
+    def _is_given_up(self, run: ScoringRun, now: datetime) -> bool:
+        """Whether a run that cannot be looked at has had all the time that it may take."""
+        submitted = run.submitted_at or run.created_at
+        return instants.of(now) - submitted > self.queue_limit + self.deadline
 
     def _follow(self, run: ScoringRun, now: datetime) -> None:
         try:
@@ -130,7 +144,12 @@ class WatchRuns:
             # for more than that it could not be noted.
             with suppress(ScoringError):
                 self._note(run, f"{_KEPT}{error}")
-            raise
+            if not self._is_given_up(run, now):
+                raise
+            both = _text(self.queue_limit + self.deadline)
+            cause = f"not known to be done within {both}: {error}"
+            self.ending.end(run, RunState.FAILING, now, cause)
+            return
         if run.cause:
             self._note(run, "")
 

@@ -16,7 +16,7 @@ from scoring.adapters.sql.schema import predictions as predictions_table
 from scoring.adapters.sql.schema import runs as runs_table
 from scoring.adapters.sql.schema import window_partials
 from scoring.aggregates import merge
-from scoring.errors import InvalidPart, NotFound, TooManyRuns
+from scoring.errors import BadInput, InvalidPart, NotFound, TooManyRuns
 from scoring.ports import IndexedPart, RunStore
 from scoring.queries import AnomalyFilter
 from scoring.runs import Part, RunLimits, RunState, ScoringRun, may_follow
@@ -146,6 +146,19 @@ class TestBeginning:
 
 
 class TestLimits:
+    def test_what_is_scored_again_is_not_cut_at_the_limit_without_a_word(
+        self, fill: Fill, database: Database, store: RunStore
+    ) -> None:
+        fill("a", windows=3)
+        claimed(database, "r1")
+        again = replace(proposed("r2"), rescore=True)
+
+        with pytest.raises(BadInput, match=r"scored again \(SCORING_MAX_RUN_WINDOWS\)"):
+            store.begin_run(again, RunLimits(windows=2))
+
+        assert [run.run_id for run in store.active_runs()] == ["r1"]
+        assert store.begin_run(again, RunLimits(windows=3)) is not None
+
     def test_a_run_beyond_the_limit_is_refused_and_names_the_active_ones(
         self, fill: Fill, database: Database, store: RunStore
     ) -> None:

@@ -13,12 +13,13 @@ from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.sql.runs import SqlRunStore
 from scoring.bootstrap import App
-from scoring.errors import Misconfigured, ScoringError, TooManyRuns, Transient
+from scoring.errors import Misconfigured, ScoringError, StorageUnusable, TooManyRuns, Transient
 from scoring.fleet import Model, Training, train_model
 from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
+from scoring.predictions import write_table
 from scoring.runs import RunState, ScoringRun
 from scoring.settings import Settings
-from tests.adapters.stores import P0, partials, save
+from tests.adapters.stores import P0, partials, predictions, save
 
 BEGIN = 1_577_836_800 * instants.SECOND
 LATER = BEGIN + 86_400 * instants.SECOND
@@ -364,6 +365,59 @@ def test_a_run_that_the_engine_loses_is_given_to_it_a_number_of_times(
     assert given == runs * 10
     assert states(app) == ["failed"] * 3
     assert app.queries.run(runs[0]).cause == "the engine lost the run 11 times"
+
+
+def test_a_run_that_cannot_be_followed_is_given_up_when_it_has_had_all_its_time(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    engine.said[runs[0]] = Transient("no route")
+    limit = timedelta(hours=8)
+
+    with pytest.raises(Transient):
+        app.watch(NOW + limit - timedelta(seconds=1), "000000")
+    assert states(app)[0] == "submitted"
+    app.watch(NOW + limit + timedelta(seconds=1), "000000")
+
+    assert states(app)[0] == "failed"
+    assert app.queries.run(runs[0]).cause == "not known to be done within 8:00:00: no route"
+
+
+def test_a_run_that_cannot_be_exported_says_why_and_is_given_up(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        message = "the disk is full"
+        raise StorageUnusable(message)
+
+    rows = partials({("d", "s1", BEGIN): [1.0]})
+    save(app.database, P0, partials=rows, watermark=LATER, last_enqueued=BEGIN)
+    monkeypatch.setattr(type(app.blobs), "create", refuse)
+    with pytest.raises(StorageUnusable):
+        app.submit("timer", app.shelf.current(), NOW, "000009")
+
+    with pytest.raises(StorageUnusable):
+        app.watch(NOW + HOUR, "000000")
+    (waiting,) = app.queries.runs(1)
+    app.watch(NOW + 2 * HOUR + timedelta(seconds=1), "000000")
+
+    assert (waiting.state, waiting.cause) == ("claimed", "not exported yet: the disk is full")
+    (ended,) = app.queries.runs(1)
+    assert (ended.state, ended.cause) == (
+        *("failed", "not submitted within 2:00:00: the disk is full"),
+    )
+
+
+def test_a_part_that_answers_other_windows_fails(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    table = predictions(("ghost", "s", BEGIN, 1.0))
+    app.blobs.write(f"predictions/{runs[0]}/part-00000.parquet", write_table(table))
+    engine.said[runs[0]] = EngineReport(EngineState.COMPLETED)
+
+    app.watch(NOW, "000000")
+
+    assert states(app)[0] == "failed"
+    assert "for other windows" in app.queries.run(runs[0]).cause
 
 
 def test_a_run_that_cannot_be_submitted_is_given_up_when_it_has_waited(

@@ -192,3 +192,15 @@ def test_a_summary_counts_every_row_once() -> None:
 
 def test_every_feature_is_a_column_of_an_input_part() -> None:
     assert set(FEATURES) <= set(inputs().column_names)
+
+
+def test_a_column_that_stands_twice_is_refused() -> None:
+    table = pa.table(
+        [*PREDICTION_SCHEMA.empty_table().columns, pa.array([], pa.string())],
+        names=[*PREDICTION_SCHEMA.names, "device"],
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+
+    with pytest.raises(InvalidPart, match="column device twice"):
+        read_table(sink.getvalue(), PREDICTION_SCHEMA, "part")

@@ -29,7 +29,7 @@ _UNIQUE = frozenset({"23505"})
 # that two may be; the second of them finds the other's row when it comes again. Elsewhere a lock
 # keeps two writers apart: a duplicate key there is one again however often it is tried.
 _FIRST_WRITERS = re.compile(
-    r"\b(?:pk_)?(?:partitions|facts|sensor_counts|device_counts|hub_answers)\b"
+    r"\b(?:pk_)?(?:partitions|facts|sensor_counts|device_counts|hub_answers|suspects)\b"
 )
 # Cardinality (two rows of one key in a statement), data exceptions, integrity constraints.
 _DATA = frozenset({"21", "22", "23"})

@@ -37,7 +37,7 @@ from scoring.adapters.sql.schema import (
     window_partials,
 )
 from scoring.aggregates import Partials, combine
-from scoring.errors import DataRefused, InvalidPart, NotFound, TooManyRuns
+from scoring.errors import BadInput, DataRefused, InvalidPart, NotFound, TooManyRuns
 from scoring.ports import IndexedPart
 from scoring.predictions import summarise
 from scoring.retrying import retried
@@ -88,6 +88,13 @@ class SqlRunStore:
             last_start = _last_start(connection, run, limits.windows)
             if last_start is None:
                 return None
+            if run.rescore and last_start < run.last_start:
+                # What is left out would not be pending, and nobody would score it again.
+                message = (
+                    f"more than {limits.windows:,} windows would be scored again"
+                    " (SCORING_MAX_RUN_WINDOWS): name a shorter time, or fewer devices"
+                )
+                raise BadInput(message)
             _refuse_too_many(connection, limits.active)
             connection.execute(insert(runs).values(_values(run) | {"last_start": last_start}))
             return _run(connection.execute(select(*_RUN).where(runs.c.run_id == run.run_id)).one())
@@ -96,6 +103,8 @@ class SqlRunStore:
     def claim(self, run: ScoringRun, limit: int) -> int:
         """Take about `limit` final windows in the run's scope, whole sensors, for it."""
         with self._database.write() as connection:
+            # One at a time with runs that give windows back: see `_newer_owner`.
+            lock_claims(connection)
             if _locked_state(connection, run) != RunState.CLAIMING:
                 return 0
             claimed, _ = _hand_over(connection, _claimable(run), limit, literal(run.number))
@@ -106,6 +115,8 @@ class SqlRunStore:
         """Take a step towards the end of a run; True if this step ended it."""
         mine = window_partials.c.claimed_by == run.number
         with self._database.write() as connection:
+            # Two runs may have partials of one window: each has to see what became of the other's.
+            lock_claims(connection)
             # Whoever indexes a part holds its row, and asks for the run's state then: none of
             # them can have seen another state than this transaction and be at work still.
             theirs = run_parts.c.run_number == run.number
@@ -218,8 +229,10 @@ class SqlRunStore:
 
     @retried
     def note(self, run: ScoringRun, cause: str) -> None:
-        """Set the run's cause and nothing else."""
-        statement = update(runs).where(runs.c.number == run.number).values(cause=cause)
+        """Set the run's cause, unless it is failing or canceled for another one."""
+        going = [state for state in RunState if not state.gives_back]
+        mine = (runs.c.number == run.number) & runs.c.state.in_(going)
+        statement = update(runs).where(mine).values(cause=cause)
         with self._database.write() as connection:
             connection.execute(statement)
 

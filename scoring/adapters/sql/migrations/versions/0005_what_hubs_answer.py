@@ -26,6 +26,11 @@ def upgrade() -> None:
     op.create_index(
         "ix_segments_rebuild", "segments", ["rebuild", "partition", "epoch", "first_sequence"]
     )
+    # What runs that had ended kept in versions before 0004.
+    op.execute(
+        "UPDATE window_partials SET claimed_by = NULL WHERE claimed_by IN"
+        " (SELECT number FROM runs WHERE state IN ('failed', 'canceled'))"
+    )
     op.create_table(
         "hub_answers",
         sa.Column("partition", texts.word(300), nullable=False),
