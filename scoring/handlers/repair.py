@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from scoring import ledger
 from scoring.aggregates import WindowTable, aggregate
-from scoring.errors import ScoringError, cause_of
+from scoring.errors import Conflict, ScoringError, cause_of
 from scoring.handlers.hub import HubProgress
 from scoring.handlers.ingest import Ingest, IngestOutcome, write_segment
 from scoring.horizon import PartitionState
@@ -310,10 +310,16 @@ class RebuildWindows:
         self.store.wait_for_writers()
         while self.store.clear(REBUILD_WINDOWS):
             pass
-        readings = 0
+        readings, refused = 0, None
         while True:
             while segments := self.store.pending(REBUILD_SEGMENTS):
-                readings += self._fill(segments, window)
+                if segments == refused:
+                    # Nobody else adds them either.
+                    message = "another rebuild has begun meanwhile: let that end first"
+                    raise Conflict(message)
+                added = self._fill(segments, window)
+                refused = None if added else segments
+                readings += added
                 progress(*self.store.count())
             # None of them keeps readings as segments only any more.
             self.store.wait_for_writers()
@@ -321,7 +327,7 @@ class RebuildWindows:
                 return readings
 
     def _fill(self, segments: list[tuple[Partition, Segment]], window: int) -> int:
-        """Add the first segments; return how many readings they have."""
+        """Add the first segments; return how many readings were added."""
         table, added, readings = WindowTable(), list[Segment](), 0
         for _, segment in segments:
             read = _read_segment(self.blobs.read(segment.blob)[0])

@@ -114,9 +114,9 @@ def play_incoming(arena: Arena, seed: int) -> list[str]:
     limits = {"REBUILD_WINDOWS": random.choice([1, 50]), "REBUILD_SEGMENTS": random.choice([1, 9])}
     try:
         with patch.multiple("scoring.handlers.repair", **limits):  # type: ignore[call-overload]
-            before = ["host", "host", "repair", "submit"]
-            for name in random.choices(before, k=random.randrange(8)):
-                INCOMING[name](world)
+            before = (Incoming.tick, Incoming.tick, Incoming.host, Incoming.repair, Incoming.submit)
+            for step in random.choices(before, k=random.randrange(8)):
+                step(world)
             arena.scheduler = scheduler
             scheduler.run({f"{name}{n}": _incoming(name, world) for n, name in enumerate(mix)})
             arena.scheduler = None
