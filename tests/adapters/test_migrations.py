@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -20,7 +21,7 @@ from scoring.adapters.sql.schema import HEAD, metadata
 from scoring.bootstrap import App
 from scoring.errors import Misconfigured, StorageUnusable
 from scoring.settings import Settings
-from tests.adapters.stores import contents, deliver, impatient
+from tests.adapters.stores import claimed, contents, deliver, impatient, partials, save
 
 ROOT = Path(__file__).parents[2]
 MIGRATE = """
@@ -42,6 +43,13 @@ def config() -> Config:
     made = Config()
     made.set_main_option("script_location", "scoring.adapters.sql:migrations")
     return made
+
+
+def rows_of(database: Database) -> list[tuple[Any, ...]]:
+    """Read which run has each window."""
+    statement = "SELECT device, claimed_by FROM window_partials"
+    with database.read() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(statement)]
 
 
 def stamp(database: Database, version: str) -> None:
@@ -120,6 +128,21 @@ class TestMigrations:
         assert migrate(database) is True
         with database.read() as connection:
             assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+    def test_windows_that_ended_runs_have_kept_are_pending_again(self, database: Database) -> None:
+        save(database, partials=partials({("d", "s", 0): [1.0], ("e", "s", 0): [1.0]}))
+        run = claimed(database)
+        made = config()
+        with database.write() as connection:
+            # As a version has left it that did not lock a run before it gave windows back.
+            connection.exec_driver_sql("UPDATE runs SET state = 'canceled'")
+            made.attributes["connection"] = connection
+            command.downgrade(made, "0004")
+        assert {row[-1] for row in rows_of(database)} == {run.number}
+
+        migrate(database)
+
+        assert {row[-1] for row in rows_of(database)} == {None}
 
     def test_a_migration_that_fails_leaves_nothing(
         self, empty_database: Database, monkeypatch: pytest.MonkeyPatch

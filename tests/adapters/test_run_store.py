@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier
+from threading import Barrier, Event, Thread, current_thread
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from scoring.adapters.sql import runs as runs_module
 from scoring.adapters.sql.database import Database
@@ -602,6 +602,39 @@ class TestClaimed:
 
 
 class TestReleasing:
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_two_runs_that_end_at_once_keep_no_window_for_each_other(
+        self, database: Database, store: RunStore
+    ) -> None:
+        save(database, P0, partials=partials({("d", "s", 0): [1.0]}))
+        older = claimed(database, "r1")
+        save(database, P1, partials=partials({("d", "s", 0): [2.0]}))
+        newer = claimed(database, "r2")
+        for run in (older, newer):
+            assert store.transition(run, RunState.CANCELING, NOW)
+        has_released, go_on = Event(), Event()
+
+        def hold(_: object, __: object, statement: str, *___: object) -> None:
+            if current_thread().name == "newer" and statement.startswith("UPDATE window_partials"):
+                has_released.set()
+                assert go_on.wait(30)
+
+        event.listen(database.engine, "after_cursor_execute", hold)
+        threads = [
+            Thread(target=store.finish, args=(run, 10, NOW), name=name)
+            for name, run in (("newer", newer), ("older", older))
+        ]
+        threads[0].start()
+        assert has_released.wait(30)
+        threads[1].start()
+        # The older one waits for the newer one's release, or has not seen it.
+        threads[1].join(0.5)
+        go_on.set()
+        for thread in threads:
+            thread.join()
+
+        assert pending(database) == [("s", 0), ("s", 0)]
+
     def test_windows_are_given_back_in_chunks_of_whole_sensors(
         self, fill: Fill, database: Database, store: RunStore
     ) -> None:
