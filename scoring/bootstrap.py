@@ -103,7 +103,7 @@ class Part(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class FileOutcome:
-    """What became of a file.
+    """The outcome of ingesting a file.
 
     Attributes
     ----------

@@ -37,7 +37,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:
-    """What is known of one partition.
+    """The progress of one partition, and the last answer of its hub.
 
     Attributes
     ----------

@@ -16,6 +16,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A year away from what a datetime holds: the window of a readable instant can be written too.
 _EARLIEST = (datetime(2, 1, 1, tzinfo=UTC) - _EPOCH) // MICROSECOND
 _LATEST = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // MICROSECOND - 1
+_DATE = len("2026-11-22")
 _UTC = pa.timestamp("us", tz="UTC")
 
 
@@ -58,6 +59,21 @@ def parse(
         instants, parsed = _one_by_one(stamps)
     readable = parsed & (instants >= _EARLIEST) & (instants <= _LATEST)
     return instants if readable.all() else np.where(readable, instants, 0), readable
+
+
+def read(text: str) -> int:
+    """Return the instant that a person means by a time, or by a date alone: its first instant.
+
+    Raises
+    ------
+    ValueError
+        It is not of the forms that `parse` reads.
+    """
+    times, readable = parse([f"{text}T00:00" if len(text) == _DATE else text])
+    if not readable[0]:
+        message = "not a time such as 2026-11-22T23:00:00Z"
+        raise ValueError(message)
+    return int(times[0])
 
 
 def _all_zoned(texts: Sequence[str | int]) -> npt.NDArray[np.int64]:

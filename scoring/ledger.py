@@ -31,7 +31,7 @@ _AFTER = CLOCK_TOLERANCE + 1
 
 @dataclass(frozen=True, slots=True)
 class HubAnswer:
-    """What a hub answered when it was asked about one of its partitions.
+    """The answer of a hub about one of its partitions.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class HubAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What was applied of one partition since its hub was created.
+    """The events of one partition that were applied since its hub was created.
 
     Everything in ``[first_sequence, high_water]`` was applied but for the `gaps`. Numbers below
     `first_sequence` were not retained when the partition was first seen; if they come, they are

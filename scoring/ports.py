@@ -241,7 +241,7 @@ class IngestTransaction(Protocol):
 
     @property
     def answer(self) -> HubAnswer | None:
-        """What the hub last said of the partition; None if it was never asked."""
+        """The last answer of the hub about the partition; None if it was never asked."""
 
     def admit(self, changed: Sequence[Epoch], answer: HubAnswer) -> None:
         """Write what the hub said, and the epochs that this opens or changes."""
@@ -285,7 +285,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class FileNote:
-    """What is known of a file that is or was ingested.
+    """The identity of a file that is or was ingested.
 
     Attributes
     ----------
@@ -310,8 +310,10 @@ class IngestStore(Protocol):
     def states(self) -> list[PartitionState]:
         """Return how every partition stands."""
 
-    def observe(self, answers: Mapping[Partition, HubAnswer | None], now: int) -> None:
-        """Note what hubs said of their partitions, and where each partition stands.
+    def observe(
+        self, answers: Mapping[Partition, HubAnswer | None], now: int
+    ) -> list[PartitionState]:
+        """Write the answers of hubs; return how every partition stands then.
 
         Parameters
         ----------
@@ -332,7 +334,7 @@ class IngestStore(Protocol):
         """Give a hub's partitions with their high-water marks, and when those were enqueued."""
 
     def files(self) -> dict[str, FileNote]:
-        """Return what is known of every file, by the hub that stands for it."""
+        """Return the note of every file, by the hub that stands for it."""
 
     def note_file(self, hub: str, note: FileNote) -> FileNote:
         """Note that a file is about to be ingested, and return the note that counts.
@@ -349,7 +351,7 @@ class IngestStore(Protocol):
 
 
 class RebuildStore(Protocol):
-    """Where windows are computed anew from segments, in bounded steps.
+    """A store whose windows are rebuilt from segments, in bounded steps.
 
     Every step is a transaction of its own, and can be repeated by any process at any time. While a
     rebuild is under way no run begins, and ingest goes on: readings whose windows are being deleted

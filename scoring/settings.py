@@ -54,6 +54,7 @@ def _optional_duration(text: str) -> int | None:
 def _instant(text: str) -> int:
     """Read an ISO 8601 date or time, of UTC where it names no offset, as epoch microseconds."""
     try:
+        # Not by `instants.read`: pyarrow loads pandas for it, and this runs when the host indexes.
         moment = datetime.fromisoformat(text.strip())
     except ValueError as error:
         message = f"{text!r} is not a date or time such as 2001-01-01"
@@ -255,7 +256,7 @@ class Settings:
         return settings
 
     def _contradictions(self, wrong: Set[str]) -> list[str]:
-        """Tell what does not go together, of what is not wrong by itself."""
+        """Return the contradictions between settings that are right by themselves."""
         hub, connection = self.event_hub, self.event_hub_connection
         problems = too_young(self, self.window or DEFAULT_WINDOW)
         if connection and self.event_hub_namespace:

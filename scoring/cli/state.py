@@ -92,11 +92,11 @@ def instant_option(text: str | None) -> int | None:
         return None
     from scoring import instants
 
-    times, readable = instants.parse([text if "T" in text or " " in text else f"{text}T00:00"])
-    if not readable[0]:
-        message = f"{text!r} is not a time such as 2026-11-22T23:00:00Z"
-        raise typer.BadParameter(message)
-    return int(times[0])
+    try:
+        return instants.read(text)
+    except ValueError as error:
+        message = f"{text!r} is {error}"
+        raise typer.BadParameter(message) from error
 
 
 def show_rows(

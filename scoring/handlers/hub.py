@@ -33,19 +33,19 @@ class HubProgress:
         now
             Epoch microseconds UTC; of a demonstration the simulated time.
         """
-        states = {state.partition: state for state in self.store.states()}
+        known = {state.partition: state for state in self.store.states()}
         answers: dict[Partition, HubAnswer | None] = {}
         try:
             present = self.log.survey()
-            gone = [one for one in states if self.log.holds(one) and one not in present]
+            gone = [one for one in known if self.log.holds(one) and one not in present]
             answers = {**present, **dict.fromkeys(gone)}
         except ScoringError as error:
             log.warning("hub.not_asked", extra={"cause": cause_of(error)})
         for partition, answer in answers.items():
-            if answer and _is_news(answer, states.get(partition)):
+            if answer and _is_news(answer, known.get(partition)):
                 self._admit(partition, answer)
-        self.store.observe(answers, now)
-        self._warn(now)
+        states = self.store.observe(answers, now)
+        self._warn(self.rules.standings(states, now, self.log.holds))
 
     def standings(self, now: int) -> list[tuple[PartitionState, Standing]]:
         """Return how each partition stands."""
@@ -74,9 +74,8 @@ class HubProgress:
         """
         return self.rules.horizon(self.standings(now), now)
 
-    def _warn(self, now: int) -> None:
+    def _warn(self, standings: list[tuple[PartitionState, Standing]]) -> None:
         """Log the partitions that are behind, and hold windows open or no longer do."""
-        standings = self.standings(now)
         for standing, event in _WARNINGS.items():
             if states := [state for state, its in standings if its is standing]:
                 extra = {

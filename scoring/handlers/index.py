@@ -34,13 +34,13 @@ class IndexPredictions:
         if run.state.gives_back:
             # Its windows went back to be scored by another run: nothing of this one counts.
             return False
-        exported = self.store.part(run, part).rows
+        exported = self.store.part(run, part)
         data, blob = self.blobs.read(name)
         predictions = read_predictions(data, name)
-        if predictions.num_rows != exported:
-            message = f"{name} has {predictions.num_rows} predictions for {exported} windows"
+        if predictions.num_rows != exported.rows:
+            message = f"{name} has {predictions.num_rows} predictions for {exported.rows} windows"
             raise InvalidPart(message)
-        if self._is_of_other_windows(run, part, predictions):
+        if not exported.is_aside and self._is_of_other_windows(run, part, predictions):
             message = f"{name} has predictions for other windows than its input part"
             raise InvalidPart(message)
         return self.store.index_part(run, part, blob.etag, predictions)
@@ -51,8 +51,6 @@ class IndexPredictions:
         Where its input part is gone, that cannot be told.
         """
         name = part_name(part)
-        if self.store.part(run, part).is_aside:
-            return False
         try:
             data, _ = self.blobs.read(run.input_prefix + name)
             asked = read_table(data, INPUT_SCHEMA, name)

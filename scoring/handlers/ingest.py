@@ -110,40 +110,45 @@ class Ingest:
 
     @retried
     def _apply(self, batch: EventBatch, readings: Readings, rejects: list[Reject]) -> IngestOutcome:
-        outcome = self._attempt(batch, readings, rejects, None)
-        if outcome is None and self.log:
-            # Outside the row lock: a hub that is slow to answer holds up nobody else.
-            asked = _Asked(self.log.look(batch.partition))
-            outcome = self._attempt(batch, readings, rejects, asked)
-        return outcome or IngestOutcome()
-
-    def _attempt(
-        self, batch: EventBatch, readings: Readings, rejects: list[Reject], asked: "_Asked | None"
-    ) -> IngestOutcome | None:
-        """Apply what is new in the batch; None if the hub has to be asked before."""
-        numbers, times = batch.sequence_numbers, batch.enqueued_times
         with self.store.transaction(batch.partition) as transaction:
-            missing = _missing(transaction)
-            if asked and asked.answer:
-                changed = ledger.admit(transaction.epochs, asked.answer, transaction.answer)
-                transaction.admit(changed, asked.answer)
-            elif not asked and self._is_in_doubt(transaction, batch):
-                return None
-            slices = ledger.apply(transaction.epochs, numbers, times)
-            if not slices:
-                return IngestOutcome(len(batch), len(batch))
-            work = _New.of(batch, slices, readings, rejects)
-            change = self._change(transaction, work)
-            transaction.save(change)
-            return _outcome(work, change, _missing(transaction) - missing)
+            log = self._log_to_ask(transaction, batch)
+            if log is None:
+                return self._save(transaction, batch, readings, rejects)
+        # Outside the row lock: a hub that is slow to answer holds up nobody else.
+        answer = log.look(batch.partition)
+        with self.store.transaction(batch.partition) as transaction:
+            return self._save(transaction, batch, readings, rejects, answer)
 
-    def _is_in_doubt(self, transaction: IngestTransaction, batch: EventBatch) -> bool:
+    def _save(
+        self,
+        transaction: IngestTransaction,
+        batch: EventBatch,
+        readings: Readings,
+        rejects: list[Reject],
+        answer: HubAnswer | None = None,
+    ) -> IngestOutcome:
+        """Apply what is new in the batch, once the hub has given an answer if it was asked."""
+        missing = _missing(transaction)
+        if answer:
+            changed = ledger.admit(transaction.epochs, answer, transaction.answer)
+            transaction.admit(changed, answer)
+        numbers, times = batch.sequence_numbers, batch.enqueued_times
+        slices = ledger.apply(transaction.epochs, numbers, times)
+        if not slices:
+            return IngestOutcome(len(batch), len(batch))
+        work = _New.of(batch, slices, readings, rejects)
+        change = self._change(transaction, work)
+        transaction.save(change)
+        return _outcome(work, change, _missing(transaction) - missing)
+
+    def _log_to_ask(self, transaction: IngestTransaction, batch: EventBatch) -> EventLog | None:
+        """Return the hub if it must be asked before the batch is applied, else None."""
         epochs, times = transaction.epochs, batch.enqueued_times
         if self.log is None or not ledger.has_pause(epochs, times):
-            return False
+            return None
         if not self.log.holds(batch.partition):
-            return False
-        return not ledger.is_answered(epochs, times, transaction.answer)
+            return None
+        return None if ledger.is_answered(epochs, times, transaction.answer) else self.log
 
     def _change(self, transaction: IngestTransaction, work: "_New") -> IngestChange:
         progress = transaction.progress or PartitionProgress(None, 0)
@@ -207,15 +212,8 @@ class Ingest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """That the hub was asked about a batch's partition; None if it has none of this id."""
-
-    answer: HubAnswer | None
-
-
-@dataclass(frozen=True, slots=True)
 class Arrival:
-    """What readings do to their partition and to windows.
+    """The effect of readings on their partition and on windows.
 
     Attributes
     ----------

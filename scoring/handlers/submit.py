@@ -103,7 +103,7 @@ class SubmitRun:
     ) -> ScoringRun | None:
         """Record the run and nothing more: whoever advances it later does the rest."""
         self.hub.ask(instants.of(now))
-        reached = self.horizon(now)
+        reached = self.hub.horizon(instants.of(now))
         if reached is None:
             return None
         # No final window ends later; the store knows how long they are.
@@ -123,10 +123,6 @@ class SubmitRun:
             request=request,
         )
         return self._begin(proposed, now, nonce)
-
-    def horizon(self, now: datetime) -> int | None:
-        """Give the event time up to which everything has arrived; None if nothing ever did."""
-        return self.hub.horizon(instants.of(now))
 
     def advance(self, run: ScoringRun, now: datetime, nonce: str) -> ScoringRun:
         """Drive a run, wherever it stopped, until the engine has it."""

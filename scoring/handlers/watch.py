@@ -131,10 +131,14 @@ class WatchRuns:
         has_begun = self.store.run(run.run_id).state in _BEFORE_ENGINE
         return has_begun and instants.of(now) - run.created_at > self.queue_limit
 
-    def _is_given_up(self, run: ScoringRun, now: datetime) -> bool:
-        """Whether a run that cannot be looked at has had all the time that it may take."""
+    @property
+    def _all_its_time(self) -> str:
+        return _text(self.queue_limit + self.deadline)
+
+    def _has_had_all_its_time(self, run: ScoringRun, now: int) -> bool:
+        """Whether a run is late though it is not known when the engine began."""
         submitted = run.submitted_at or run.created_at
-        return instants.of(now) - submitted > self.queue_limit + self.deadline
+        return now - submitted > self.queue_limit + self.deadline
 
     def _follow(self, run: ScoringRun, now: datetime) -> None:
         try:
@@ -144,10 +148,9 @@ class WatchRuns:
             # for more than that it could not be noted.
             with suppress(ScoringError):
                 self._note(run, f"{_KEPT}{error}")
-            if not self._is_given_up(run, now):
+            if not self._has_had_all_its_time(run, instants.of(now)):
                 raise
-            both = _text(self.queue_limit + self.deadline)
-            cause = f"not known to be done within {both}: {error}"
+            cause = f"not known to be done within {self._all_its_time}: {error}"
             self.ending.end(run, RunState.FAILING, now, cause)
             return
         if run.cause:
@@ -211,8 +214,8 @@ class WatchRuns:
             is_late = now - submitted > self.queue_limit
             return f"not started within {_text(self.queue_limit)}" if is_late else ""
         # The engine cannot tell when it began.
-        both = self.queue_limit + self.deadline
-        return f"not done within {_text(both)}" if now - submitted > both else ""
+        is_late = self._has_had_all_its_time(run, now)
+        return f"not done within {self._all_its_time}" if is_late else ""
 
 
 def _text(microseconds: int) -> str:

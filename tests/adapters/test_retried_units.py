@@ -22,7 +22,7 @@ from scoring.handlers.repair import ReplayRejects
 from scoring.handlers.submit import SubmitRun
 from scoring.horizon import HorizonRules
 from scoring.instants import moment
-from scoring.ports import Blobs, EngineReport, ScoringOrder
+from scoring.ports import Blobs
 from scoring.readings import EventBatch, FieldNames, ReadingDecoder
 from scoring.retrying import ATTEMPTS, retried
 from scoring.runs import Part, RunState, ScoringRun
@@ -39,6 +39,7 @@ from tests.adapters.stores import (
     proposed,
     save,
 )
+from tests.fakes.engine import NoEngine
 from tests.fakes.event_log import no_hub
 
 WINDOWING = Windowing(MINUTE, MINUTE, MINUTE)
@@ -174,22 +175,6 @@ class LosingRunStore(SqlRunStore):
     def record_export(self, run: ScoringRun, export: str, parts: list[Part]) -> bool:
         super().record_export(run, export, parts)
         return super().record_export(run, export, parts)
-
-
-class NoEngine:
-    """An engine that takes any run and does nothing."""
-
-    def submit(self, order: ScoringOrder) -> None:
-        """Take it."""
-
-    def poll(self, run_id: str) -> EngineReport | None:
-        raise NotImplementedError
-
-    def cancel(self, run_id: str) -> None:
-        raise NotImplementedError
-
-    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
-        raise NotImplementedError
 
 
 def submitter(store: SqlRunStore, database: Database, blobs: Blobs) -> SubmitRun:

@@ -13,7 +13,7 @@ from scoring.readings import EventBatch, Partition
 
 @dataclass
 class _Retained:
-    """What one partition retains: event `i` has the number ``beginning + i``."""
+    """The retained events of one partition: event `i` has the number ``beginning + i``."""
 
     beginning: int = 0
     bodies: list[bytes] = field(default_factory=list)
@@ -107,7 +107,7 @@ class MemoryHub:
         )
 
     def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
-        """Give the retained events of a range, at most ten at a time."""
+        """Yield the retained events of a range, at most ten at a time."""
         self._answer()
         if (kept := self._kept.get(partition.id)) is None:
             return

@@ -1,4 +1,4 @@
-"""What comes in, statement by statement: hosts, repair, rebuilds, runs, and hubs created again."""
+"""Interleave all that reads from a hub: hosts, repair, rebuilds, runs, and hubs created again."""
 
 import io
 from collections import Counter, defaultdict

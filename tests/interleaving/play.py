@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import psycopg
@@ -112,57 +113,66 @@ def play_incoming(arena: Arena, seed: int) -> list[str]:
     kill = random.choice([0.0, 0.0, 0.01])
     scheduler = Scheduler(random.randrange(2**32), kill, world.check_step, arena.monitor)
     limits = {"REBUILD_WINDOWS": random.choice([1, 50]), "REBUILD_SEGMENTS": random.choice([1, 9])}
-    try:
-        with patch.multiple("scoring.handlers.repair", **limits):  # type: ignore[call-overload]
-            before = (Incoming.tick, Incoming.tick, Incoming.host, Incoming.repair, Incoming.submit)
-            for step in random.choices(before, k=random.randrange(8)):
-                step(world)
-            arena.scheduler = scheduler
-            scheduler.run({f"{name}{n}": _incoming(name, world) for n, name in enumerate(mix)})
-            arena.scheduler = None
-            world.check_step()
-            world.drain()
-            world.check_end()
-    except BaseException as error:
-        about = f"{' + '.join(mix)}; fault: {world.fault}; {scheduler.kills} kills"
-        error.add_note("\n".join([f"seed {seed}: {about}", *scheduler.trace]))
-        raise
-    finally:
-        arena.scheduler = None
+    with (
+        patch.multiple("scoring.handlers.repair", **limits),  # type: ignore[call-overload]
+        _told(arena, world, scheduler, mix, seed),
+    ):
+        before = (Incoming.tick, Incoming.tick, Incoming.host, Incoming.repair, Incoming.submit)
+        for step in random.choices(before, k=random.randrange(8)):
+            step(world)
+        _meet(arena, world, scheduler, {f"{n}{i}": INCOMING[n] for i, n in enumerate(mix)})
     kinds = [f"incoming: {' + '.join(sorted(mix))}", f"fault: {world.fault}"]
     return kinds + ["an actor killed"] * bool(scheduler.kills)
-
-
-def _incoming(name: str, world: Incoming) -> Callable[[], object]:
-    return lambda: INCOMING[name](world)
 
 
 def _play(
     arena: Arena, world: World, scheduler: Scheduler, mix: tuple[str, ...], seed: int
 ) -> None:
     random = world.random
-    try:
+    with _told(arena, world, scheduler, mix, seed):
         # Some begin in the middle: with a run that the engine has already.
         if mix[0] != "submit" or random.random() < 0.3:
             world.submit()
             for _ in range(random.randrange(4)):
                 world.watch(1)
-        arena.scheduler = scheduler
-        scheduler.run({f"{name}{n}": _work(name, world) for n, name in enumerate(mix)})
-        arena.scheduler = None
-        world.check_step()
-        world.drain()
-        world.check_end()
+        _meet(arena, world, scheduler, {f"{n}{i}": ACTORS[n] for i, n in enumerate(mix)})
+
+
+AnyWorld = TypeVar("AnyWorld", World, Incoming)
+
+
+def _meet(
+    arena: Arena,
+    world: AnyWorld,
+    scheduler: Scheduler,
+    actors: dict[str, Callable[[AnyWorld], object]],
+) -> None:
+    """Let actors meet, and hold afterwards what must hold."""
+    arena.scheduler = scheduler
+    scheduler.run({name: partial(work, world) for name, work in actors.items()})
+    arena.scheduler = None
+    world.check_step()
+    world.drain()
+    world.check_end()
+
+
+@contextmanager
+def _told(
+    arena: Arena,
+    world: World | Incoming,
+    scheduler: Scheduler,
+    mix: tuple[str, ...],
+    seed: int,
+) -> Iterator[None]:
+    """Add to a failure what the schedule was made of, and all of its steps."""
+    try:
+        yield
     except BaseException as error:
         about = f"{' + '.join(mix)}; fault: {world.fault}; {scheduler.kills} kills"
         error.add_note("\n".join([f"seed {seed}: {about}", *scheduler.trace]))
         raise
     finally:
         arena.scheduler = None
-
-
-def _work(name: str, world: World) -> Callable[[], object]:
-    return lambda: ACTORS[name](world)
 
 
 Player = Callable[[Arena, int], list[str]]

@@ -22,7 +22,7 @@ from scoring.ledger import Epoch
 from scoring.ports import ScoringOrder
 from scoring.runs import GIVING_BACK, NO_LIMITS, RunState, ScoringRun
 from scoring.windows import Windowing
-from tests.interleaving.play import play_incoming, play_on_postgresql, play_on_sqlite
+from tests.interleaving.play import Player, play, play_incoming, play_on_postgresql, play_on_sqlite
 from tests.servers import postgresql
 from tests.services import POSTGRESQL
 
@@ -201,20 +201,26 @@ ON_SQLITE = (
 )
 
 
+def assert_noticed(
+    mutant: Callable[[Patch], None], patch: Patch, folder: Path, schedules: int, player: Player
+) -> None:
+    """Take a fix out, and play schedules until one fails."""
+    mutant(patch)
+    for seed in range(schedules):
+        try:
+            play_on_sqlite(folder / str(seed), range(seed, seed + 1), player)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it was noticed
+            print(f"{mutant.__name__}: schedule {seed}: {error}")  # noqa: T201
+            return
+    pytest.fail(f"{schedules} schedules noticed nothing")
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("mutant", ON_SQLITE, ids=lambda mutant: mutant.__name__)
 def test_a_fix_that_is_taken_out_is_noticed(
     mutant: Callable[[Patch], None], monkeypatch: Patch, tmp_path: Path
 ) -> None:
-    mutant(monkeypatch)
-
-    for seed in range(SCHEDULES):
-        try:
-            play_on_sqlite(tmp_path / str(seed), range(seed, seed + 1))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it was noticed
-            print(f"{mutant.__name__}: schedule {seed}: {error}")  # noqa: T201
-            return
-    pytest.fail(f"{SCHEDULES} schedules noticed nothing")
+    assert_noticed(mutant, monkeypatch, tmp_path, SCHEDULES, play)
 
 
 @pytest.mark.exhaustive
@@ -222,15 +228,7 @@ def test_a_fix_that_is_taken_out_is_noticed(
 def test_a_fix_of_what_comes_in_that_is_taken_out_is_noticed(
     mutant: Callable[[Patch], None], monkeypatch: Patch, tmp_path: Path
 ) -> None:
-    mutant(monkeypatch)
-
-    for seed in range(400):
-        try:
-            play_on_sqlite(tmp_path / str(seed), range(seed, seed + 1), play_incoming)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it was noticed
-            print(f"{mutant.__name__}: schedule {seed}: {error}")  # noqa: T201
-            return
-    pytest.fail("no schedule noticed anything")
+    assert_noticed(mutant, monkeypatch, tmp_path, 400, play_incoming)
 
 
 @pytest.mark.exhaustive

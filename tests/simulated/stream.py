@@ -20,12 +20,13 @@ from scoring.handlers.ingest import Ingest, IngestOutcome
 from scoring.handlers.repair import RepairGaps
 from scoring.handlers.submit import SubmitRun
 from scoring.horizon import HorizonRules, Standing
-from scoring.ports import EngineReport, Gap, ScoringOrder
+from scoring.ports import Gap
 from scoring.predictions import INPUT_SCHEMA, read_table
 from scoring.readings import EventBatch, Partition, ReadingDecoder
 from scoring.runs import ScoringRun
 from scoring.windows import Windowing
 from tests.fakes.blobs import MemoryBlobs
+from tests.fakes.engine import NoEngine
 from tests.fakes.event_log import MemoryHub
 
 SECOND = instants.SECOND
@@ -42,25 +43,9 @@ Window = tuple[str, int]
 """Device and start."""
 
 
-class NoEngine:
-    """An engine that takes any run and does nothing: what it is given counts as scored."""
-
-    def submit(self, order: ScoringOrder) -> None:
-        """Take it."""
-
-    def poll(self, run_id: str) -> EngineReport | None:
-        raise NotImplementedError
-
-    def cancel(self, run_id: str) -> None:
-        raise NotImplementedError
-
-    def wait(self, run_id: str, timeout: float) -> EngineReport | None:
-        raise NotImplementedError
-
-
 @dataclass(frozen=True)
 class Scoring:
-    """That a run scored a window with so many readings, when it was submitted."""
+    """One scoring of a window: the run, when it was submitted, and how many readings it had."""
 
     run: str
     at: int

@@ -144,7 +144,7 @@ class ReadingsFile:
 
     @property
     def field_names(self) -> FieldNames:
-        """What the fields are called in the bodies, for the decoder."""
+        """The names of the fields in the bodies, for the decoder."""
         return _CANONICAL if self.format is FileFormat.CSV else self._columns
 
     @property
@@ -154,7 +154,7 @@ class ReadingsFile:
 
     @property
     def note(self) -> FileNote:
-        """What is to be known of the file."""
+        """The note by which the store knows the file."""
         return FileNote(self.size, self.digest, json.dumps([self.format, self._key_column]))
 
     def recognise(self, known: Mapping[str, FileNote], *others: FieldNames) -> bool:

@@ -1,4 +1,4 @@
-"""What holds for a whole store."""
+"""Facts about a whole store: the size of its windows, and how far a rebuild of them is."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,7 +28,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WindowFacts:
-    """What holds for all windows of a store.
+    """Facts about all windows of a store.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class WindowFacts:
 
 
 def read_window_facts(connection: Connection) -> WindowFacts:
-    """Return what holds for all windows."""
+    """Return the facts about all windows."""
     statement = select(facts.c.name, facts.c.value).where(facts.c.name.in_((_WINDOW, _REBUILD)))
     values = {name: value for name, value in connection.execute(statement)}
     size = values.get(_WINDOW)
@@ -75,15 +75,16 @@ def read_window(connection: Connection) -> int | None:
 
 def write_window(connection: Connection, size: int) -> None:
     """Write the size of the store's windows, microseconds."""
-    _write(connection, _WINDOW, str(size))
+    write_fact(connection, _WINDOW, str(size))
 
 
 def write_rebuild(connection: Connection, number: int, phase: Phase) -> None:
     """Write how far a rebuild is."""
-    _write(connection, _REBUILD, f"{number}:{phase}")
+    write_fact(connection, _REBUILD, f"{number}:{phase}")
 
 
-def _write(connection: Connection, name: str, value: str) -> None:
+def write_fact(connection: Connection, name: str, value: str) -> None:
+    """Write a fact, over what was written under its name before."""
     statement = update(facts).where(facts.c.name == name).values(value=value)
     if not connection.execute(statement).rowcount:
         connection.execute(insert(facts).values(name=name, value=value))

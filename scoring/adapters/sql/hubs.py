@@ -1,6 +1,7 @@
-"""What hubs said of their partitions, and how the partitions stand, in SQL."""
+"""Partitions in SQL: their locks, the answers of their hubs, and how they stand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, fields
 from typing import Any
 
 from sqlalchemy import (
@@ -21,9 +22,7 @@ from scoring.horizon import PartitionState
 from scoring.ledger import HubAnswer
 from scoring.readings import Partition
 
-_ANSWER = tuple(
-    hub_answers.c[name] for name in ("created", "beginning", "last", "last_enqueued", "is_empty")
-)
+_ANSWER = tuple(hub_answers.c[one.name] for one in fields(HubAnswer))
 
 
 def parse_partition(name: str) -> Partition:
@@ -32,43 +31,45 @@ def parse_partition(name: str) -> Partition:
     return Partition(hub, number)
 
 
-def birth() -> ColumnElement[int]:
-    """Return the expression by which `ledger.in_order` orders the epochs of a partition."""
-    return func.coalesce(epochs.c.created, epochs.c.first_enqueued)
+def lock_partition(connection: Connection, name: str) -> bool:
+    """Take a partition's row lock for the rest of the transaction; False if there is no row.
+
+    By an update that changes nothing: every engine locks the row for it, without lock hints.
+    """
+    statement = update(partitions).where(partitions.c.partition == name)
+    return connection.execute(statement.values(ended=partitions.c.ended)).rowcount > 0
+
+
+IN_ORDER = (func.coalesce(epochs.c.created, epochs.c.first_enqueued), epochs.c.epoch)
+"""The order of `ledger.in_order`, for the epochs of one partition."""
+
+_NEWEST_FIRST = tuple(column.desc() for column in IN_ORDER)
 
 
 def newest_epoch(partition: ColumnElement[str]) -> ScalarSelect[int]:
     """Return the number of the epoch of one partition whose hub was created last."""
-    order = (birth().desc(), epochs.c.epoch.desc())
     mine = select(epochs.c.epoch).where(epochs.c.partition == partition)
-    return mine.order_by(*order).limit(1).scalar_subquery()
+    return mine.order_by(*_NEWEST_FIRST).limit(1).scalar_subquery()
 
 
 def newest_epochs() -> Subquery:
     """Return the epoch of each partition whose hub was created last."""
-    order = (birth().desc(), epochs.c.epoch.desc())
-    place = func.row_number().over(partition_by=epochs.c.partition, order_by=order)
+    place = func.row_number().over(partition_by=epochs.c.partition, order_by=_NEWEST_FIRST)
     numbered = select(epochs, place.label("place")).subquery()
     columns = (numbered.c[column.name] for column in epochs.c)
     return select(*columns).where(numbered.c.place == 1).subquery()
 
 
 def read_answer(connection: Connection, partition: str) -> HubAnswer | None:
-    """Return what the hub last said of a partition; None if it was never asked."""
+    """Return the last answer of the hub about a partition; None if it was never asked."""
     statement = select(*_ANSWER).where(hub_answers.c.partition == partition)
     row = connection.execute(statement).first()
     return None if row is None else _answer(row)
 
 
 def write_answer(connection: Connection, partition: str, answer: HubAnswer) -> None:
-    """Write what the hub said of a partition, by whoever holds the partition's lock."""
-    values = {
-        "created": answer.created,
-        "beginning": answer.beginning,
-        "last": answer.last,
-        "last_enqueued": answer.last_enqueued,
-        "is_empty": answer.is_empty,
-    }
+    """Write an answer about a partition; the caller holds the partition's lock."""
+    values = asdict(answer)
     mine = hub_answers.c.partition == partition
     if not connection.execute(update(hub_answers).where(mine).values(values)).rowcount:
         connection.execute(insert(hub_answers).values(partition=partition, **values))
@@ -98,33 +99,34 @@ def read_states(connection: Connection) -> list[PartitionState]:
 
 def observe(
     connection: Connection, answers: Mapping[Partition, HubAnswer | None], now: int
-) -> None:
-    """Write answers, and since when each partition's ledger has stood where it stands."""
-    rows = []
-    for state in read_states(connection):
+) -> list[PartitionState]:
+    """Write answers, and since when each partition's ledger has stood where it stands.
+
+    Return how every partition stands then.
+    """
+
+    def seen(state: PartitionState) -> PartitionState:
         if state.ended:
-            continue
+            return state
         if state.partition in answers:
-            seen = state.asked(answers[state.partition], now)
-        else:
-            seen = state.looked_at(now)
-        rows.append(_row(seen))
-    bulk.upsert_answers(connection, rows)
+            return state.asked(answers[state.partition], now)
+        return state.looked_at(now)
+
+    states = [seen(state) for state in read_states(connection)]
+    bulk.upsert_answers(connection, [_row(state) for state in states if not state.ended])
+    return states
 
 
 def _row(state: PartitionState) -> tuple[Any, ...]:
     """Return a state as a row of `hub_answers`."""
-    said: tuple[Any, ...] = (None,) * len(_ANSWER)
-    if answer := state.answer:
-        said = (*(answer.created, answer.beginning, answer.last, answer.last_enqueued),)
-        said += (answer.is_empty,)
+    said = astuple(state.answer) if state.answer else (None,) * len(_ANSWER)
     looked = (state.epoch, state.high_water, state.moved_at, state.behind_since)
     return (str(state.partition), *said, state.is_absent, state.asked_at, *looked)
 
 
 def _answer(row: Sequence[Any]) -> HubAnswer | None:
-    created, beginning, last, last_enqueued, is_empty = row
-    return None if last is None else HubAnswer(created, beginning, last, last_enqueued, is_empty)
+    answer = HubAnswer(*row)
+    return None if answer.last is None else answer
 
 
 def _state(row: Row[Any]) -> PartitionState:

@@ -10,9 +10,10 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from scoring import ledger
 from scoring.adapters.sql import bulk, texts
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.facts import WindowFacts, lock_claims, read_window_facts
+from scoring.adapters.sql.facts import WindowFacts, lock_claims, read_window_facts, write_fact
 from scoring.adapters.sql.hubs import (
-    birth,
+    IN_ORDER,
+    lock_partition,
     newest_epochs,
     observe,
     parse_partition,
@@ -48,7 +49,7 @@ class _Transaction:
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
-        """What has been applied, with what this transaction has changed."""
+        """All epochs of the partition, with the changes of this transaction."""
         return tuple(self.known.values())
 
     @property
@@ -58,7 +59,7 @@ class _Transaction:
 
     @property
     def answer(self) -> HubAnswer | None:
-        """What the hub last said of the partition; read when it is asked for, which is seldom."""
+        """The last answer of the hub about the partition; read on each access."""
         return read_answer(self.connection, self.partition)
 
     def admit(self, changed: Sequence[Epoch], answer: HubAnswer) -> None:
@@ -206,10 +207,12 @@ class SqlIngestStore:
             return read_states(connection)
 
     @retried
-    def observe(self, answers: Mapping[Partition, HubAnswer | None], now: int) -> None:
-        """Note what hubs said of their partitions, and where each partition stands."""
+    def observe(
+        self, answers: Mapping[Partition, HubAnswer | None], now: int
+    ) -> list[PartitionState]:
+        """Write the answers of hubs; return how every partition stands then."""
         with self._database.write() as connection:
-            observe(connection, answers, now)
+            return observe(connection, answers, now)
 
     @retried
     def end_partition(self, partition: Partition) -> None:
@@ -229,13 +232,13 @@ class SqlIngestStore:
         """Give a hub's partitions with their high-water marks, and when those were enqueued."""
         mine = epochs.c.partition.startswith(f"{hub}/", autoescape=True)
         columns = (epochs.c.partition, epochs.c.high_water, epochs.c.last_enqueued)
-        statement = select(*columns).where(mine).order_by(birth(), epochs.c.epoch)
+        statement = select(*columns).where(mine).order_by(*IN_ORDER)
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
         return {parse_partition(name).id: (mark, enqueued) for name, mark, enqueued in rows}
 
     def files(self) -> dict[str, FileNote]:
-        """Return what is known of every file, by the hub that stands for it."""
+        """Return the note of every file, by the hub that stands for it."""
         statement = select(facts.c.name, facts.c.value).where(facts.c.name.startswith(_FILE))
         with self._database.read() as connection:
             rows = connection.execute(statement).all()
@@ -253,11 +256,7 @@ class SqlIngestStore:
             if before:
                 keying = before.keying or note.keying
                 note = replace(note if note.size > before.size else before, keying=keying)
-            text = f"{note.size}:{note.digest}:{note.keying}"
-            if before is None:
-                connection.execute(insert(facts).values(name=_FILE + hub, value=text))
-            else:
-                connection.execute(update(facts).where(mine).values(value=text))
+            write_fact(connection, _FILE + hub, f"{note.size}:{note.digest}:{note.keying}")
             if before and before.size < note.size:
                 of_file = partitions.c.partition.startswith(f"{hub}/", autoescape=True)
                 connection.execute(update(partitions).where(of_file).values(ended=False))
@@ -304,19 +303,17 @@ def _storable(device: str | None) -> str | None:
 
 def _lock(connection: Connection, partition: str) -> PartitionProgress | None:
     """Take the partition's row lock; return None for a partition that is new."""
-    mine = partitions.c.partition == partition
-    # An update that changes nothing: every engine locks the row for it, without lock hints.
-    touch = update(partitions).where(mine).values(ended=partitions.c.ended)
-    if not connection.execute(touch).rowcount:
+    if not lock_partition(connection, partition):
         # No partition is added while a rebuild begins or ends.
         lock_claims(connection)
-        if not connection.execute(touch).rowcount:
+        if not lock_partition(connection, partition):
             values = {"events": 0, "readings": 0, "rejects": 0, "late": 0, "last_enqueued": 0}
             row = insert(partitions).values(partition=partition, ended=False, **values)
             connection.execute(row)
             return None
     columns = (partitions.c.watermark, partitions.c.last_enqueued, partitions.c.ended)
-    return PartitionProgress(*connection.execute(select(*columns).where(mine)).one())
+    mine = select(*columns).where(partitions.c.partition == partition)
+    return PartitionProgress(*connection.execute(mine).one())
 
 
 def _read_epochs(connection: Connection, partition: str) -> dict[int, Epoch]:

@@ -1,9 +1,8 @@
-"""Windows computed anew, in steps that any process can go on with."""
+"""Rebuild windows from segments, in steps that any process can go on with."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, select, update
+from sqlalchemy import Connection, Table, delete, func, select, update
 
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.database import Database
@@ -15,7 +14,7 @@ from scoring.adapters.sql.facts import (
     write_rebuild,
     write_window,
 )
-from scoring.adapters.sql.hubs import parse_partition
+from scoring.adapters.sql.hubs import lock_partition, parse_partition
 from scoring.adapters.sql.schema import (
     device_counts,
     partitions,
@@ -34,7 +33,7 @@ from scoring.retrying import retried
 from scoring.runs import ACTIVE
 
 _OF_OLD_WINDOWS = (predictions, sensor_counts, device_counts, suspects)
-"""What goes with windows of another size."""
+"""Tables whose rows are deleted with windows of another size."""
 
 
 class SqlRebuildStore:
@@ -113,7 +112,7 @@ class SqlRebuildStore:
         """Merge the partials of segments into a partition's windows; they become pending."""
         table, name = segments.c, str(partition)
         with self._database.write() as connection:
-            _lock(connection, name)
+            lock_partition(connection, name)
             facts = read_window_facts(connection)
             mine = (table.partition == name) & (table.rebuild < facts.rebuild)
             mine &= table.blob.in_([segment.blob for segment in added])
@@ -149,7 +148,7 @@ class SqlRebuildStore:
     def _pass_by(self, partition: str) -> None:
         """Wait until whoever writes to a partition has ended."""
         with self._database.write() as connection:
-            _lock(connection, partition)
+            lock_partition(connection, partition)
 
 
 def settle_window(database: Database, window: int | None, default: int) -> int:
@@ -186,11 +185,6 @@ def settle_window(database: Database, window: int | None, default: int) -> int:
     return size
 
 
-def _lock(connection: Connection, partition: str) -> None:
-    mine = partitions.c.partition == partition
-    connection.execute(update(partitions).where(mine).values(ended=partitions.c.ended))
-
-
 def _delete_some(connection: Connection, table: Table, limit: int) -> bool:
     """Delete the first `limit` rows in the order of a table's key; False if it is empty."""
     names = ("device", "sensor", "window_start")
@@ -200,17 +194,8 @@ def _delete_some(connection: Connection, table: Table, limit: int) -> bool:
     found = connection.execute(last).first()
     if found is None:
         return False
-    connection.execute(delete(table).where(_up_to(key, found)))
+    connection.execute(delete(table).where(bulk.up_to(key, found)))
     return True
-
-
-def _up_to(columns: Sequence[ColumnElement[Any]], key: Sequence[Any]) -> ColumnElement[bool]:
-    """Return which rows stand at a key or before it, in the order of `columns`."""
-    first, *rest = columns
-    value, *others = key
-    up_to: ColumnElement[bool] = first <= value
-    # The first comparison alone finds them in an index.
-    return up_to & ((first < value) | _up_to(rest, others)) if rest else up_to
 
 
 def _refuse_active_runs(connection: Connection) -> None:

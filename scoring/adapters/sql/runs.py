@@ -395,12 +395,6 @@ def _claimable(run: ScoringRun) -> ColumnElement[bool]:
     return free & which
 
 
-def _up_to(device: str, sensor: str) -> ColumnElement[bool]:
-    """Everything up to a sensor, in the order of (device, sensor)."""
-    table = window_partials.c
-    return (table.device < device) | ((table.device == device) & (table.sensor <= sensor))
-
-
 def _same_window(left: Any, right: Any) -> ColumnElement[bool]:
     same: ColumnElement[bool] = (
         (left.device == right.device)
@@ -432,7 +426,7 @@ def _hand_over(
     ordered = select(*sensor).where(which).order_by(*sensor, table.window_start)
     last = connection.execute(ordered.offset(limit - 1).limit(1)).first()
     if last:
-        which &= _up_to(*last)
+        which &= bulk.up_to(sensor, last)
     statement = update(window_partials).where(which).values(claimed_by=owner)
     return connection.execute(statement).rowcount, last is None
 

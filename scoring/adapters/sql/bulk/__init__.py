@@ -34,6 +34,7 @@ __all__ = [
     "after",
     "insert",
     "merge_partials",
+    "up_to",
     "upsert_answers",
     "upsert_predictions",
     "upsert_suspects",
@@ -93,6 +94,15 @@ def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool
     value, *others = key
     greater: ColumnElement[bool] = first > value
     return greater | ((first == value) & after(rest, others)) if rest else greater
+
+
+def up_to(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
+    """Return which rows stand at a key or before it, in the order of `columns`."""
+    first, *rest = columns
+    value, *others = key
+    before: ColumnElement[bool] = first <= value
+    # The first comparison alone finds them in an index.
+    return before & ((first < value) | up_to(rest, others)) if rest else before
 
 
 def _upsert(connection: Connection, upsert: Upsert, rows: Sequence[Row]) -> None:

@@ -1,4 +1,4 @@
-"""What hubs say of themselves, late readings, and windows that are rebuilt in steps."""
+"""Add answers of hubs, late readings, and rebuilds of windows in steps."""
 
 import sqlalchemy as sa
 from alembic import op
