@@ -5,6 +5,9 @@ suspects, and the next run exports them in parts of half the size. A suspect tha
 no longer. After some runs the culprit fails in a part of its own; once it has failed alone in
 `ALONE` runs that scored other parts, it is set aside: its windows are answered with
 ``model_failed`` and the cause, and the engine never sees them.
+
+Those that are set aside are tried again, all in one run: where no failed part is tolerated, that
+run fails for their sake. Hence at most one run a day is such a trial.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +19,10 @@ ALONE = 3
 """Runs in which a sensor has to fail alone before it is set aside."""
 
 SET_ASIDE = 24 * 3600 * SECOND
-"""Microseconds after which a sensor that is set aside is tried again with its new windows."""
+"""Microseconds after which a sensor that is set aside is tried again with its new windows.
+
+Also how long no run tries any of them after one that did.
+"""
 
 Sensor = tuple[str, str]
 """Device and sensor."""
@@ -42,6 +48,9 @@ class Suspect:
         When it was set aside, epoch microseconds UTC; None while it is only a suspect.
     newest_aside
         The newest window start that a run has answered as set aside, since then; None if none was.
+    tried_at
+        When a run last tried it although it was set aside, epoch microseconds UTC; None if none
+        has.
     """
 
     device: str
@@ -54,16 +63,17 @@ class Suspect:
     cause: str
     set_aside_at: int | None = None
     newest_aside: int | None = None
+    tried_at: int | None = None
 
     @property
     def key(self) -> Sensor:
         """What tells it from the others."""
         return self.device, self.sensor
 
-    def is_set_aside(self, first_start: int, now: int) -> bool:
-        """Return whether its windows are set aside in a run that begins now.
+    def is_due(self, first_start: int, now: int) -> bool:
+        """Return whether a sensor that is set aside should be tried again.
 
-        Not if they have changed since they were set aside, and not after `SET_ASIDE`.
+        It should if its windows have changed since they were set aside, and after `SET_ASIDE`.
 
         Parameters
         ----------
@@ -71,8 +81,14 @@ class Suspect:
             Start of the oldest of the sensor's windows in the run.
         """
         if self.set_aside_at is None or now - self.set_aside_at >= SET_ASIDE:
-            return False
-        return self.newest_aside is None or first_start > self.newest_aside
+            return True
+        return self.newest_aside is not None and first_start <= self.newest_aside
+
+
+def may_try(known: Iterable[Suspect], now: int) -> bool:
+    """Return whether a run that begins now may try suspects that are set aside."""
+    last = max((one.tried_at for one in known if one.tried_at is not None), default=None)
+    return last is None or now - last >= SET_ASIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,4 +156,5 @@ def _after(  # noqa: PLR0913, PLR0917 - all that a suspect is made of
         cause=part.cause,
         # Which windows were set aside before says nothing of those that have failed now.
         set_aside_at=now if failures >= ALONE else None,
+        tried_at=before.tried_at if before else None,
     )

@@ -3,7 +3,7 @@
 import io
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from scoring.aggregates import Partials
 from scoring.predictions import INPUT_SCHEMA, PREDICTION_SCHEMA, Status, write_table
 from scoring.runs import Part, ScoringRun, part_of
-from scoring.suspects import Sensor, Suspect
+from scoring.suspects import Sensor, Suspect, may_try
 
 ROW_GROUP = 16_384
 """Rows of a part that are gathered before they are compressed."""
@@ -50,6 +50,9 @@ class Suspects:
         }
         self._run = run
         self._now = now
+        # Who names a device wants it tried, whatever becomes of the run.
+        self._is_named = run.rescore and bool(run.devices)
+        self._may_try = may_try(self._known.values(), now)
         self._aside: set[Sensor] = set()
         self._placed: dict[Sensor, _Filling] = {}
         self._filling: dict[tuple[int, int, int], _Filling] = {}
@@ -70,7 +73,7 @@ class Suspects:
         suspect = self._known[sensor]
         if sensor not in self._aside and sensor not in self._placed:
             # Its first window decides for all of them.
-            if self._run.rescore or not suspect.is_set_aside(start, self._now):
+            if self._is_tried(suspect, start):
                 return None
             self._aside.add(sensor)
         if sensor not in self._aside:
@@ -86,6 +89,11 @@ class Suspects:
         filling.rows += 1
         return filling.place
 
+    def tried(self) -> list[Suspect]:
+        """Return those that the run tries although they were set aside, as tried now."""
+        placed = (self._known[sensor] for sensor in self._placed)
+        return [replace(one, tried_at=self._now) for one in placed if one.set_aside_at is not None]
+
     def order(self) -> list[int]:
         """Return the suspects' parts in the order in which the engine is to take them."""
         parts, count = self._parts, len(self._parts)
@@ -94,6 +102,11 @@ class Suspects:
             return parts[place].run_number, (place + self._run.number) % count
 
         return sorted(range(count), key=rank)
+
+    def _is_tried(self, suspect: Suspect, first_start: int) -> bool:
+        if suspect.set_aside_at is None or self._is_named:
+            return True
+        return self._may_try and (self._run.rescore or suspect.is_due(first_start, self._now))
 
     def _part_for(self, suspect: Suspect) -> _Filling:
         limits = (suspect.rows, suspect.sensors, suspect.run_number)

@@ -169,7 +169,8 @@ class SubmitRun:
     def _export(self, run: ScoringRun, now: datetime, export: str) -> None:
         count = max(1, -(-self.store.count_claimed(run) // self.part_rows))
         known = {one.key: one for one in self.store.suspects()}
-        parts = Parts(run, count, Suspects(run, known, instants.of(now)))
+        suspects = Suspects(run, known, instants.of(now))
+        parts = Parts(run, count, suspects)
         for windows in self.store.claimed(run):
             parts.add(windows)
         inputs, aside = input_prefix(run.run_id, export), aside_prefix(run.run_id, export)
@@ -177,6 +178,8 @@ class SubmitRun:
             # Written once: what the engine was told to score never changes.
             self.blobs.create((aside if part.is_aside else inputs) + part_name(part.number), data)
         recorded = self.store.record_export(run, export, parts.written)
+        if recorded and (tried := suspects.tried()):
+            self.store.save_suspects(tried)
         # Where the answer to it was lost and it is asked again, this very export was first.
         if not recorded and self.store.run(run.run_id).export != export:
             for prefix in (inputs, aside):

@@ -1,12 +1,18 @@
 """How windows are spread over the parts of a run."""
 
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
 from scoring.handlers.parts import Parts, Suspects
 from scoring.predictions import INPUT_SCHEMA, PREDICTION_SCHEMA, read_table
 from scoring.runs import RunState, ScoringRun
-from scoring.suspects import Sensor, Suspect
+from scoring.suspects import FailedPart, Sensor, Suspect, suspected
 from tests.adapters.stores import MINUTE, partials
 
 NOW = 10**15
+HOUR = 3600 * 10**6
 Found = dict[int, list[tuple[str, int]]]
 
 
@@ -94,11 +100,45 @@ def test_the_windows_of_a_sensor_that_is_set_aside_are_answered_and_not_exported
     assert list(aside.values()) == [[("a", 0), ("a", MINUTE)]]
 
 
-def test_a_run_that_scores_again_tries_everybody() -> None:
+def test_a_run_that_scores_again_tries_everybody_once_a_day() -> None:
     found, aside = spread(run(rescore=True), "ab", suspect("a", aside=True))
+    tried_today = replace(suspect("a", aside=True), tried_at=NOW - 1)
 
     assert sensors_of(found) == ["b", "a"]
     assert aside == {}
+    assert sensors_of(spread(run(rescore=True), "ab", tried_today)[0]) == ["b"]
+
+
+def test_a_run_that_scores_a_device_again_always_tries_its_sensors() -> None:
+    of = replace(run(rescore=True), devices=("d",))
+    tried_today = replace(suspect("a", aside=True), tried_at=NOW - 1)
+
+    assert sensors_of(spread(of, "ab", tried_today)[0]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
+def test_however_many_are_bad_one_run_a_day_fails_for_trying_them(late: bool) -> None:
+    """Hourly runs that tolerate no failed part: what is tried first of the bad ones ends a run."""
+    names = [f"s{number:02d}" for number in range(40)]
+    known: dict[Sensor, Suspect] = {}
+    for hour, name in enumerate(names):
+        known["d", name] = replace(
+            suspect(name, aside=True), set_aside_at=NOW + hour * HOUR, newest_aside=9 if late else 0
+        )
+    failed = []
+    for number in range(40, 40 + 24 * 7):
+        now = NOW + number * HOUR
+        suspects = Suspects(run(number), known, now)
+        tried = [key for key in known if suspects.reason_aside(key, 5) is None]
+        for key in tried:
+            suspects.place(key)
+        known |= {one.key: one for one in suspects.tried()}
+        if tried:
+            failed.append(number)
+            part = FailedPart((tried[0],), 1, "out of memory", is_certain=True)
+            changed = suspected([part], known, "v1", number, now)
+            known |= {one.key: one for one in changed}
+    assert np.diff(failed).tolist() == [24] * 6
 
 
 def test_a_suspect_of_another_fleet_is_none() -> None:

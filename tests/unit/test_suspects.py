@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from scoring.suspects import ALONE, SET_ASIDE, FailedPart, Sensor, Suspect, suspected
+from scoring.suspects import ALONE, SET_ASIDE, FailedPart, Sensor, Suspect, may_try, suspected
 
 NOW = 10**15
 A, B, C, D = (("d", sensor) for sensor in "abcd")
@@ -63,25 +63,34 @@ def test_another_fleet_begins_anew() -> None:
     assert (suspect.fleet_version, suspect.failures, suspect.set_aside_at) == ("v2", 1, None)
 
 
-def test_new_windows_are_set_aside_for_a_day() -> None:
+def test_one_that_is_set_aside_is_due_again_after_a_day() -> None:
     suspect = failed_alone(ALONE)
 
-    assert suspect.is_set_aside(first_start=5, now=NOW)
-    assert suspect.is_set_aside(first_start=5, now=NOW + SET_ASIDE - 1)
-    assert not suspect.is_set_aside(first_start=5, now=NOW + SET_ASIDE)
-    assert not failed_alone(ALONE - 1).is_set_aside(first_start=5, now=NOW)
+    assert not suspect.is_due(first_start=5, now=NOW)
+    assert not suspect.is_due(first_start=5, now=NOW + SET_ASIDE - 1)
+    assert suspect.is_due(first_start=5, now=NOW + SET_ASIDE)
+    assert failed_alone(ALONE - 1).is_due(first_start=5, now=NOW)
 
 
-def test_a_window_that_changed_after_it_was_set_aside_has_its_sensor_tried_again() -> None:
+def test_one_whose_windows_have_changed_since_they_were_set_aside_is_due() -> None:
     suspect = replace(failed_alone(ALONE), newest_aside=100)
 
-    assert suspect.is_set_aside(first_start=101, now=NOW)
-    assert not suspect.is_set_aside(first_start=100, now=NOW)
+    assert not suspect.is_due(first_start=101, now=NOW)
+    assert suspect.is_due(first_start=100, now=NOW)
 
 
 def test_one_that_fails_again_is_set_aside_again_with_all_its_windows() -> None:
-    tried = replace(failed_alone(ALONE), newest_aside=100)
+    tried = replace(failed_alone(ALONE), newest_aside=100, tried_at=NOW - 1)
 
     again = after(part(A), known=[tried], run=99)[A]
 
-    assert again.is_set_aside(first_start=0, now=NOW)
+    assert not again.is_due(first_start=0, now=NOW)
+    assert again.tried_at == NOW - 1
+
+
+def test_a_day_passes_between_runs_that_try_any() -> None:
+    tried = [replace(failed_alone(ALONE), tried_at=at) for at in (None, NOW - 7, NOW)]
+
+    assert may_try(tried[:1], NOW)
+    assert not may_try(tried, NOW + SET_ASIDE - 1)
+    assert may_try(tried, NOW + SET_ASIDE)

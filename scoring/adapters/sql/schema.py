@@ -23,7 +23,7 @@ from sqlalchemy import (
 from scoring.adapters.sql import texts
 from scoring.readings import MAX_NAME
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration: what the code expects to find."""
 
 metadata = MetaData(
@@ -240,6 +240,7 @@ suspects = Table(
     Column("cause", texts.prose(REASON), nullable=False),
     Column("set_aside_at", Instant),
     Column("newest_aside", Instant),
+    Column("tried_at", Instant),
     sqlite_with_rowid=False,
     comment="Sensors that may be why a part failed, and those that are set aside",
 )
