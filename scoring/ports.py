@@ -491,8 +491,8 @@ class RunStore(Protocol):
     def open_job(self, run: ScoringRun) -> bool:
         """Note that the engine is about to be given the run; False if it must not be any more."""
 
-    def lose_job(self, run: ScoringRun, now: int) -> int:
-        """Note that the engine does not know the run; gives how often that was noted."""
+    def lose_job(self, run: ScoringRun, now: int) -> None:
+        """Note that the engine had lost the run, and has it again."""
 
     def close_job(self, run: ScoringRun) -> None:
         """Note that the engine is done with the run."""
@@ -503,8 +503,8 @@ class RunStore(Protocol):
     def fail_parts(self, run: ScoringRun, causes: Mapping[int, str]) -> None:
         """Note why parts failed, by number; those that are indexed by now stay as they are."""
 
-    def note(self, run: ScoringRun, cause: str) -> None:
-        """Set the run's cause and nothing else; it stays if the run is failing or canceled."""
+    def note(self, run: ScoringRun, state: RunState, cause: str) -> None:
+        """Set the run's cause and nothing else, if it is in a state; elsewhere it stays."""
 
     def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
         """Note the engine's word for how a run stands, and a page about it."""

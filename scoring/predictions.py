@@ -89,14 +89,15 @@ def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Tabl
         table = pq.ParquetFile(pa.BufferReader(data)).read()
         # Parquet's own reader takes bytes that are no UTF-8 for text.
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # ValueError: column names that are no UTF-8 either.
         message = f"{name} is not a readable Parquet file: {error}"
         raise InvalidPart(message) from error
-    names = table.column_names
     if twice := [field.name for field in schema if names.count(field.name) > 1]:
         message = f"{name} has column {', '.join(twice)} twice"
         raise InvalidPart(message)
-    if missing := [field.name for field in schema if field.name not in table.column_names]:
+    if missing := [field.name for field in schema if field.name not in names]:
         message = f"{name} has no column {', '.join(missing)}"
         raise InvalidPart(message)
     try:

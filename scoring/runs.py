@@ -150,9 +150,14 @@ def parse_prediction_name(name: str) -> tuple[str, int]:
     raise BadInput(message)
 
 
+_DIGITS = 9
+
+
 def _is_part_name(file: str) -> bool:
     digits = file.removeprefix("part-").removesuffix(".parquet")
-    return digits.isascii() and digits.isdigit() and file == part_name(int(digits))
+    # No longer than a database's integer.
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS
+    return is_number and file == part_name(int(digits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +298,8 @@ class ScoringRun:
     job_is_open
         The engine may be at work on it, also after the run has ended: from before the run is
         submitted until the engine says that its job has ended.
+    losses
+        How often the engine did not know it any more, and was given it again.
     """
 
     number: int
@@ -312,6 +319,7 @@ class ScoringRun:
     ended_at: int | None = None
     job_is_open: bool = False
     enqueued_until: int | None = None
+    losses: int = 0
 
     @property
     def input_prefix(self) -> str:

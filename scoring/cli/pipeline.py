@@ -175,7 +175,7 @@ def show_run(
     for name, value in plain(summary).items():
         console().print(f"{name:>14}  {cell(value)}", highlight=False, soft_wrap=True)
     if failed := [part for part in parts if part.cause]:
-        show_rows("failed parts, their windows pending", failed, _PART_COLUMNS, as_json=False)
+        show_rows("failed parts, their windows given back", failed, _PART_COLUMNS, as_json=False)
     show_rows("sensors, most anomalous first", counts, _COUNT_COLUMNS, as_json=False)
     if logs:
         console().print(f"{len(logs)} logs are kept: run logs {run_id}", highlight=False)
@@ -205,7 +205,7 @@ def cancel(context: typer.Context, run_id: str) -> None:
 
     with opened(context) as app:
         app.watch.cancel(run_id, now())
-    console().print(f"run {run_id} is canceled; its windows are pending again")
+    console().print(f"run {run_id} is canceled; its windows were given back")
 
 
 def runs(context: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+import pyarrow as pa
+
 from scoring import instants
-from scoring.errors import BadInput, Conflict, InvalidPart, NotFound, ScoringError
+from scoring.errors import BadInput, Conflict, InvalidPart, NotFound, cause_of
 from scoring.handlers.submit import CLAIM_LIMIT
 from scoring.ports import Blobs, Engine, EngineState, IndexedPart, RunStore
 from scoring.predictions import INPUT_SCHEMA, PREDICTION_SCHEMA, read_table
@@ -74,7 +76,10 @@ class EndRuns:
             if len(failed) == len(parts) or not self.tolerance.allows(len(failed)):
                 self.end(run, RunState.FAILING, now, cause)
                 return
-            self.store.note(run, f"{cause}; their windows are pending again")
+            self.store.note(run, RunState.SCORED, f"{cause}; their windows are pending again")
+        elif self.store.run(run.run_id).cause:
+            # What kept it from being completed until now.
+            self.store.note(run, RunState.SCORED, "")
         self._note_aside(run, parts)
         self.finish(run, now)
 
@@ -116,8 +121,8 @@ class EndRuns:
                 raise Conflict(message)
         try:
             self.engine.cancel(run_id)
-        except ScoringError as error:
-            facts = {"run": run_id, "cause": str(error)}
+        except Exception as error:  # noqa: BLE001 - its windows go back whatever the engine meets
+            facts = {"run": run_id, "cause": cause_of(error)}
             log.warning("watch.not_stopped_yet", extra=facts)
         self.finish(run, now)
         return self.store.run(run_id)
@@ -192,6 +197,7 @@ class EndRuns:
             killed by what they scored. A part that is the only one counts as known.
         """
         parts = {part.number: part for part in self.store.parts(run) if not part.is_aside}
+        evidence = {number: cause for number, cause in evidence.items() if number in parts}
         any_scored = len(evidence) < len(parts)
         known = [number for number, cause in evidence.items() if cause]
         numbers = known or (list(evidence) if guess else [])
@@ -228,18 +234,24 @@ class EndRuns:
         """Note which windows were answered as set aside: others of these sensors have changed."""
         known = {suspect.key: suspect for suspect in self.store.suspects()}
         changed = {}
-        for part in parts:
-            if part.is_aside:
-                name = run.aside_prefix + part_name(part.number)
-                table = read_table(self.blobs.read(name)[0], PREDICTION_SCHEMA, name)
-                rows = zip(*(table[c].to_pylist() for c in ("device", "sensor")), strict=True)
-                starts = table["window_start"].cast("int64").to_pylist()
-                for sensor, start in zip(rows, starts, strict=True):
-                    if suspect := known.get(sensor):
-                        newest = max(start, suspect.newest_aside or start)
-                        known[sensor] = changed[sensor] = replace(suspect, newest_aside=newest)
+        for table in (self._aside(run, part.number) for part in parts if part.is_aside):
+            rows = zip(*(table[c].to_pylist() for c in ("device", "sensor")), strict=True)
+            starts = table["window_start"].cast("int64").to_pylist()
+            for sensor, start in zip(rows, starts, strict=True):
+                if suspect := known.get(sensor):
+                    newest = max(start, suspect.newest_aside or start)
+                    known[sensor] = changed[sensor] = replace(suspect, newest_aside=newest)
         if changed:
             self.store.save_suspects(list(changed.values()))
+
+    def _aside(self, run: ScoringRun, number: int) -> pa.Table:
+        """Return what a run answered as set aside; nothing where that is gone: it is indexed."""
+        name = run.aside_prefix + part_name(number)
+        try:
+            return read_table(self.blobs.read(name)[0], PREDICTION_SCHEMA, name)
+        except (NotFound, InvalidPart) as error:
+            log.warning("watch.aside_lost", extra={"run": run.run_id, "cause": str(error)})
+            return PREDICTION_SCHEMA.empty_table()
 
 
 def _summary(failed: list[IndexedPart], parts: int) -> str:

@@ -1,5 +1,6 @@
 """Fleets on their shelf: published under their version, one of them current."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from scoring.aggregates import Partials
-from scoring.errors import Conflict, NotFound
+from scoring.errors import Conflict, InvalidFleet, NotFound
 from scoring.fleet import Fleet, Model, merge_models, write_fleet
 from scoring.ports import BlobInfo, Blobs
 from scoring.runs import fleet_prefix
@@ -63,7 +64,7 @@ class FleetShelf:
         """
         current, models = self._current(), iter(changed)
         if current:
-            fleet = self.open(current[0])
+            fleet = self.open(_checked(current[0]))
             models = merge_models(fleet, changed) if fleet.features == features else models
         version = self._shelve(models, features, created_at)
         self._make_current(version, current and current[1])
@@ -75,14 +76,14 @@ class FleetShelf:
         if current is None:
             message = "there is no fleet yet: `fleet train` or `fleet import` makes one"
             raise NotFound(message)
-        return current[0]
+        return _checked(current[0])
 
     def _current(self) -> tuple[str, BlobInfo] | None:
         try:
             data, blob = self.blobs.read(CURRENT)
         except NotFound:
             return None
-        return data.decode(), blob
+        return data.decode(errors="replace").strip(), blob
 
     def _shelve(
         self, models: Iterable[Model], features: tuple[str, ...], created_at: datetime
@@ -157,3 +158,14 @@ def _feature(windows: Partials, name: str) -> np.ndarray:
     """One feature of each window, as `predictions.INPUT_SCHEMA` defines it."""
     column = windows.std() if name == "std" else getattr(windows, name)
     return np.asarray(column, dtype=np.float64)
+
+
+def _checked(version: str) -> str:
+    """Return a version that a person may have written."""
+    if re.fullmatch(r"[\w.-]{1,64}", version):
+        return version
+    message = (
+        f"the blob {CURRENT} names no fleet but {version[:40]!r}: write the name of a folder of"
+        " fleets/ into it, or publish a new fleet (`fleet train`, `fleet import --fresh`)"
+    )
+    raise InvalidFleet(message)

@@ -198,6 +198,6 @@ class SubmitRun:
             self.hand_over(run)
         except ScoringError as error:
             # Whoever looks at the run sees what keeps it, until it is submitted after all.
-            self.store.note(run, f"not submitted yet: {error}")
+            self.store.note(run, RunState.EXPORTED, f"not submitted yet: {error}")
             raise
         self.store.transition(run, RunState.SUBMITTED, instants.of(now))

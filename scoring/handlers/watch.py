@@ -17,6 +17,9 @@ from scoring.runs import RunState, ScoringRun
 LOSSES = 10
 """How often a run that the engine has lost is given to it again."""
 
+GRACE = 24 * 3600 * instants.SECOND
+"""Microseconds more that a run may take to complete once it is scored: nothing is left but that."""
+
 _WITH_ENGINE = (RunState.SUBMITTED, RunState.RUNNING)
 
 _BEFORE_ENGINE = (RunState.CLAIMING, RunState.CLAIMED, RunState.EXPORTED)
@@ -89,7 +92,7 @@ class WatchRuns:
         for run in self.store.open_jobs():
             try:
                 self.ending.follow_job(run, now)
-            except ScoringError as error:
+            except Exception as error:  # noqa: BLE001 - as above, and all active runs come after
                 _log_failure(run, error)
 
     @property
@@ -109,9 +112,9 @@ class WatchRuns:
             waited = f"not submitted within {_text(self.queue_limit)}: {cause_of(error)}"
             self.ending.end(run, RunState.FAILING, now, waited)
         if run.state in _WITH_ENGINE:
-            self._follow(run, now)
+            self._follow(run, now, self._look)
         elif run.state == RunState.SCORED:
-            self.ending.complete(run, now)
+            self._follow(run, now, self.ending.complete)
         elif run.state.gives_back:
             self.ending.finish(run, now)
         return self.store.run(run.run_id)
@@ -140,17 +143,22 @@ class WatchRuns:
         submitted = run.submitted_at or run.created_at
         return now - submitted > self.queue_limit + self.deadline
 
-    def _follow(self, run: ScoringRun, now: datetime) -> None:
+    def _follow(
+        self, run: ScoringRun, now: datetime, look: Callable[[ScoringRun, datetime], None]
+    ) -> None:
+        """Look at a run that the engine has or has scored; give up one that keeps failing."""
         try:
-            self._look(run, now)
-        except ScoringError as error:
+            look(run, now)
+        except Exception as error:
             # What keeps it is seen with the run, until a look goes well. The error itself counts
             # for more than that it could not be noted.
             with suppress(ScoringError):
-                self._note(run, f"{_KEPT}{error}")
-            if not self._has_had_all_its_time(run, instants.of(now)):
+                self._note(run, f"{_KEPT}{cause_of(error)}")
+            grace = GRACE if run.state == RunState.SCORED else 0
+            if not self._has_had_all_its_time(run, instants.of(now) - grace):
                 raise
-            cause = f"not known to be done within {self._all_its_time}: {error}"
+            _log_failure(run, error)
+            cause = f"not known to be done within {self._all_its_time}: {cause_of(error)}"
             self.ending.end(run, RunState.FAILING, now, cause)
             return
         if run.cause:
@@ -158,9 +166,8 @@ class WatchRuns:
 
     def _note(self, run: ScoringRun, cause: str) -> None:
         """Say what keeps a run that is still where it was; the same again is not written."""
-        current = self.store.run(run.run_id)
-        if current.state == run.state and current.cause != cause:
-            self.store.note(run, cause)
+        if self.store.run(run.run_id).cause != cause:
+            self.store.note(run, run.state, cause)
 
     def _look(self, run: ScoringRun, now: datetime) -> None:
         report = self.engine.poll(run.run_id)
@@ -185,13 +192,16 @@ class WatchRuns:
         self.store.close_job(run)
 
     def _lost(self, run: ScoringRun, now: datetime) -> None:
-        """Give a run to the engine again that it does not know, a number of times."""
-        losses = self.store.lose_job(run, instants.of(now))
-        if losses <= LOSSES:
-            self.submit.hand_over(run)
-        else:
-            cause = f"the engine lost the run {losses} times"
+        """Give a run to the engine again that it does not know, a number of times.
+
+        It counts once the engine has taken it again: one that refuses it has not lost it anew.
+        """
+        if run.losses >= LOSSES:
+            cause = f"the engine lost the run {run.losses + 1} times"
             self.ending.end(run, RunState.FAILING, now, cause)
+        else:
+            self.submit.hand_over(run)
+            self.store.lose_job(run, instants.of(now))
 
     def _go_on(self, run: ScoringRun, report: EngineReport, now: datetime) -> None:
         """Index what is there of a run that the engine is not done with; end one that is late."""

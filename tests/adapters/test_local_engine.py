@@ -460,6 +460,18 @@ class TestEnd:
         assert run(local.engine, order) == EngineReport(EngineState.CANCELED)
         assert local.predictions(order) == []
 
+    @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"state": "x"}', b'{"cause": "\xff"}'])
+    def test_a_run_whose_outcome_is_damaged_is_lost_and_can_be_scored_again(
+        self, local: LocalHarness, damage: bytes
+    ) -> None:
+        order = local.stage(good=1)
+        done = run(local.engine, order)
+        outcome = local.folder / "work" / order.run_id / "outcome.json"
+        outcome.write_bytes(damage)
+
+        assert local.engine.poll(order.run_id) is None
+        assert run(local.engine, order).state == done.state == EngineState.COMPLETED
+
     def test_cancel_stops_the_workers(self, local: LocalHarness) -> None:
         order = local.stage(stuck=1)
         local.engine.submit(order)

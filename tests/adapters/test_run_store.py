@@ -300,7 +300,7 @@ class TestFailedParts:
     def test_so_is_every_other_text_that_is_not_ours(
         self, database: Database, store: RunStore, run: ScoringRun, text: str
     ) -> None:
-        store.note(run, text)
+        store.note(run, store.run("r1").state, text)
         store.note_engine(run, text, text)
         store.fail_parts(run, {1: text})
         store.save_suspects([Suspect("d", "b", "v1", 1, 1, 1, 0, text)])
@@ -362,7 +362,10 @@ class TestJobs:
         fill("a")
         run = exported(database)
 
-        assert [store.lose_job(run, NOW) for _ in range(3)] == [1, 2, 3]
+        for _ in range(3):
+            store.lose_job(run, NOW)
+
+        assert store.run(run.run_id).losses == 3
 
 
 class TestClaiming:
@@ -755,7 +758,8 @@ class TestStates:
         fill("s")
         run = begun(database)
 
-        store.note(run, "ü" * 5000)
+        store.note(run, run.state, "ü" * 5000)
+        store.note(run, RunState.SCORED, "it is not")
 
         assert store.run(run.run_id) == replace(run, cause="ü" * 2000)
 

@@ -17,8 +17,9 @@ from scoring.errors import Misconfigured, ScoringError, StorageUnusable, TooMany
 from scoring.fleet import Model, Training, train_model
 from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
 from scoring.predictions import write_table
-from scoring.runs import RunState, ScoringRun
+from scoring.runs import RunState, ScoringRun, part_name
 from scoring.settings import Settings
+from scoring.suspects import Suspect
 from tests.adapters.stores import P0, partials, predictions, save
 
 BEGIN = 1_577_836_800 * instants.SECOND
@@ -275,9 +276,9 @@ def test_an_error_that_is_noted_already_is_not_written_again(
     noted: list[str] = []
     note = SqlRunStore.note
 
-    def count(self: SqlRunStore, run: ScoringRun, cause: str) -> None:
+    def count(self: SqlRunStore, run: ScoringRun, state: RunState, cause: str) -> None:
         noted.append(cause)
-        note(self, run, cause)
+        note(self, run, state, cause)
 
     monkeypatch.setattr(SqlRunStore, "note", count)
     for _ in range(3):
@@ -380,6 +381,110 @@ def test_a_run_that_cannot_be_followed_is_given_up_when_it_has_had_all_its_time(
 
     assert states(app)[0] == "failed"
     assert app.queries.run(runs[0]).cause == "not known to be done within 8:00:00: no route"
+
+
+@pytest.mark.parametrize("error", [Transient("no route"), KeyError("a defect")])
+def test_an_engine_that_refuses_a_run_again_has_not_lost_it_again(
+    app: App,
+    engine: ScriptedEngine,
+    runs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptedEngine, "poll", lambda *_: None)
+        patch.setattr(ScriptedEngine, "submit", refuse)
+        for turn in range(30):
+            with pytest.raises(type(error)):
+                app.watch(NOW, f"{turn:06}")
+    app.watch(NOW, "000030")
+
+    assert states(app) == ["running"] * 3
+    assert [app.submit.store.run(run).losses for run in runs] == [0] * 3
+
+
+def test_a_defect_in_following_ends_at_the_deadline_too(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    engine.said[runs[0]] = KeyError("a")
+
+    app.watch(NOW + timedelta(hours=9), "000000")
+
+    assert (states(app)[0], app.queries.run(runs[0]).cause) == (
+        "failed",
+        "not known to be done within 8:00:00: KeyError",
+    )
+
+
+def test_a_run_that_cannot_be_completed_says_why_and_is_given_up(
+    app: App, engine: ScriptedEngine, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: FolderBlobs, prefix: str) -> Iterator[BlobInfo]:
+        message = f"no route to {prefix}"
+        raise Transient(message)
+
+    engine.said[runs[0]] = EngineReport(EngineState.COMPLETED)
+    monkeypatch.setattr(FolderBlobs, "list", refuse)
+    for hours in (1, 31):
+        with pytest.raises(Transient):
+            app.watch(NOW + timedelta(hours=hours), "000000")
+    kept = app.queries.run(runs[0])
+    app.watch(NOW + timedelta(hours=33), "000000")
+
+    assert kept.state == RunState.SCORED
+    assert kept.cause.startswith("could not be followed: no route")
+    assert states(app)[0] == "failed"
+    assert app.queries.run(runs[0]).cause.startswith("not known to be done within 8:00:00: no rou")
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+def test_a_run_whose_aside_part_is_gone_after_it_was_answered_completes(
+    app: App, engine: ScriptedEngine, damage: str
+) -> None:
+    store = app.submit.store
+    (fleet,) = {app.shelf.current()}
+    store.save_suspects(
+        [Suspect("d1", "s1", fleet, 0, 1, 1, 3, "boom", set_aside_at=instants.of(NOW))]
+    )
+    rows = partials({("d1", "s1", BEGIN): [1.0]})
+    save(app.database, P0, partials=rows, watermark=LATER, last_enqueued=BEGIN)
+    run = app.submit("timer", fleet, NOW, "000009")
+    assert run is not None
+    assert run.state == RunState.SCORED
+    (part,) = store.parts(run)
+    name = run.aside_prefix + part_name(part.number)
+    if damage == "deleted":
+        app.blobs.delete(name)
+    else:
+        app.blobs.write(name, app.blobs.read(name)[0][:50])
+
+    app.watch(NOW, "000000")
+
+    assert app.queries.run(run.run_id).state == RunState.COMPLETED
+    assert app.queries.windows("d1", "s1", None, None, 1)[0].status == "model_failed"
+
+
+def test_a_job_that_cannot_be_followed_for_a_defect_keeps_nobody_from_the_active_runs(
+    app: App, engine: ScriptedEngine, runs: list[str]
+) -> None:
+    app.watch.cancel(runs[0], NOW)
+    engine.said[runs[0]] = KeyError("a")
+
+    app.watch(NOW, "000000")
+
+    assert states(app) == ["canceled", "running", "running"]
+
+
+def test_an_answer_that_comes_late_says_nothing_of_a_run_that_has_gone_on(
+    app: App, runs: list[str]
+) -> None:
+    run = app.submit.store.run(runs[0])
+    app.submit.store.note(run, RunState.EXPORTED, "not submitted yet: read timed out")
+
+    assert app.queries.run(runs[0]).cause == ""
 
 
 def test_a_run_that_cannot_be_exported_says_why_and_is_given_up(

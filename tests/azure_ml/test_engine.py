@@ -27,7 +27,7 @@ from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.adapters.blobs import FolderBlobs
 from scoring.bootstrap import App, nonce
-from scoring.errors import Conflict, Misconfigured, ScoringError, Transient
+from scoring.errors import Conflict, Misconfigured, ScoringError, StorageUnusable, Transient
 from scoring.ports import EngineState, LogTail
 from scoring.readings import EventBatch, Partition
 from scoring.runs import RunState
@@ -951,6 +951,27 @@ class TestAnotherWorkspace:
     ) -> None:
         with pytest.raises(Misconfigured, match="`azure-ml publish` does it there"):
             moved.submit(order_of("r1"))
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"workspace": 1}', b'{"a": "\xff"}'])
+    def test_a_mark_that_is_damaged_is_named(self, system: System, content: bytes) -> None:
+        system.blobs.write("runs/r1/azure-ml.json", content)
+
+        for ask in (system.engine.poll, system.engine.cancel):
+            with pytest.raises(StorageUnusable, match=r"runs/r1/azure-ml\.json is damaged"):
+                ask("r1")
+
+    def test_a_mark_of_a_later_version_is_read(self, system: System) -> None:
+        system.submitted()
+        mark = json.loads(system.blobs.read("runs/r1/azure-ml.json")[0])
+        system.blobs.write("runs/r1/azure-ml.json", json.dumps(mark | {"new": 1}).encode())
+
+        assert check_run(system.blobs, "r1", mark["workspace"]) is not None
+
+    def test_a_publication_that_is_damaged_is_named(self, system: System) -> None:
+        system.blobs.write("azure-ml/publication.json", b"{")
+
+        with pytest.raises(Misconfigured, match="`azure-ml publish` writes it again"):
+            Publication.read(system.blobs)
 
     def test_a_workspaces_id_is_the_same_in_any_case(self, system: System) -> None:
         system.submitted()

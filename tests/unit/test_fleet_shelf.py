@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from scoring.adapters.blobs import FolderBlobs
-from scoring.errors import Conflict, NotFound
+from scoring.errors import Conflict, InvalidFleet, NotFound
 from scoring.fleet import Model, Training, train_model
-from scoring.handlers.fleets import FleetShelf
+from scoring.handlers.fleets import CURRENT, FleetShelf
 from scoring.ports import BlobInfo
 
 NOW = datetime(2026, 1, 5, tzinfo=UTC)
@@ -53,6 +53,22 @@ def test_without_a_fleet_an_update_is_the_first_one(shelf: FleetShelf) -> None:
 
     assert shelf.update(models("s1"), ("mean",), NOW) == shelf.current()
     assert sensors(shelf) == ["s1"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"../f0", b"two words"])
+def test_a_pointer_that_names_no_fleet_is_named_and_the_next_fleet_mends_it(
+    shelf: FleetShelf, blobs: Meanwhile, content: bytes
+) -> None:
+    version = shelf.publish(models("s1"), ("mean",), NOW)
+    blobs.write(CURRENT, version.encode() + b"\r\n")
+    assert shelf.current() == version
+    blobs.write(CURRENT, content)
+
+    with pytest.raises(InvalidFleet, match=CURRENT):
+        shelf.current()
+
+    shelf.publish(models("s1"), ("mean",), NOW)
+    assert shelf.current() == version
 
 
 def test_an_update_keeps_what_it_does_not_change(shelf: FleetShelf) -> None:

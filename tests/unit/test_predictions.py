@@ -2,11 +2,14 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scoring.errors import InvalidPart
 from scoring.predictions import (
@@ -115,6 +118,24 @@ def test_what_is_not_parquet_is_refused_by_name(damage: Callable[[bytes], bytes]
 
     with pytest.raises(InvalidPart, match=f"{NAME} is not a readable Parquet file"):
         read_predictions(data, NAME)
+
+
+def test_a_column_name_that_is_no_text_is_refused_by_name() -> None:
+    data = write_table(predictions((1, True, "scored"))).replace(
+        b"anomaly_score", b"\xffnomaly_score"
+    )
+
+    with pytest.raises(InvalidPart, match="part-00042"):
+        read_table(data, PREDICTION_SCHEMA, "part-00042")
+
+
+@given(st.data())
+def test_a_damaged_part_is_refused_or_read_but_never_crashes(data: st.DataObject) -> None:
+    content = bytearray(write_table(predictions((1, True, "scored"))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(InvalidPart):
+        read_table(bytes(content), PREDICTION_SCHEMA, "part-00042")
 
 
 def test_missing_columns_are_named_all_at_once() -> None:

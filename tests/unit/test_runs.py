@@ -106,6 +106,7 @@ def test_a_prediction_part_is_found_by_its_name_alone(part: int) -> None:
     [
         *["", "predictions", f"predictions/{RUN}", f"predictions/{RUN}/"],
         *["predictions//part-00000.parquet", f"predictions/{RUN}/x/part-00000.parquet"],
+        *[f"predictions/{RUN}/part-{'9' * count}.parquet" for count in (10, 20, 5000)],
         *[f"/predictions/{RUN}/part-00000.parquet", f"runs/{RUN}/part-00000.parquet"],
         *[f"predictions/{RUN}/part-0.parquet", f"predictions/{RUN}/part-000000.parquet"],
         *[f"predictions/{RUN}/part-.parquet", f"predictions/{RUN}/part--0001.parquet"],

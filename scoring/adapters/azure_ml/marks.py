@@ -1,10 +1,10 @@
 """A small blob for each run: which workspace has it, and whether it was canceled without a job."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from scoring.errors import Conflict, NotFound, Transient
+from scoring.errors import Conflict, NotFound, StorageUnusable, Transient
 from scoring.ports import Blobs
 
 _ATTEMPTS = 5
@@ -62,7 +62,7 @@ def check_run(blobs: Blobs, run_id: str, workspace: str) -> RunMark | None:
         data, _ = blobs.read(_name(run_id))
     except NotFound:
         return None
-    mark = RunMark(**json.loads(data))
+    mark = _mark(data, run_id)
     if mark.workspace.lower() != workspace.lower():
         message = (
             f"run {run_id} was given to the Azure ML workspace {mark.workspace}, and"
@@ -88,7 +88,7 @@ def _change(blobs: Blobs, run_id: str, workspace: str, **changes: Any) -> None:
     for _ in range(_ATTEMPTS):
         try:
             data, info = blobs.read(name)
-            old = RunMark(**json.loads(data))
+            old = _mark(data, run_id)
             new = replace(old, **changes)
             if new != old:
                 blobs.replace(name, new.content(), info.etag)
@@ -103,6 +103,25 @@ def _change(blobs: Blobs, run_id: str, workspace: str, **changes: Any) -> None:
         return
     message = f"the blob {name} is changed by others all the time"
     raise Transient(message)
+
+
+def _mark(data: bytes, run_id: str) -> RunMark:
+    try:
+        facts = json.loads(data)
+        # A later version may have noted more.
+        mark = RunMark(
+            **{field.name: facts[field.name] for field in fields(RunMark) if field.name in facts}
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        message = (
+            f"the blob {_name(run_id)} is damaged ({error}): delete it once you know, from the"
+            f" studio, that no job {run_id} is at work"
+        )
+        raise StorageUnusable(message) from error
+    if isinstance(mark.workspace, str):
+        return mark
+    message = f"the blob {_name(run_id)} is damaged"
+    raise StorageUnusable(message)
 
 
 def _name(run_id: str) -> str:

@@ -47,7 +47,13 @@ class Publication:
         except NotFound as error:
             problem = "no pipeline is published: `azure-ml publish` does it"
             raise Misconfigured([problem]) from error
-        return cls(**json.loads(data))
+        try:
+            facts = json.loads(data)
+            # A later version may have published more.
+            return cls(**{name: facts[name] for name in cls.__dataclass_fields__ if name in facts})
+        except (ValueError, TypeError, RecursionError) as error:
+            problem = f"the blob {_BLOB} is damaged ({error}): `azure-ml publish` writes it again"
+            raise Misconfigured([problem]) from error
 
 
 def datastore_path(prefix: str) -> str:

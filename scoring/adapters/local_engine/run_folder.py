@@ -13,6 +13,7 @@ removed when it is taken again, or when another run ends.
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from scoring.ports import EngineReport, EngineState
 from scoring.storage import storage_errors
+
+log = logging.getLogger("scoring.engine")
 
 
 class RunFolder:
@@ -39,10 +42,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             with self._gate():
                 self._lock = _try_lock(self.path / "lock")
-            if self._lock is None:
-                return False
-            try:
+                if self._lock is None:
+                    return False
+                # Behind the gate: nobody takes the start of an earlier attempt for this one's.
                 os.ftruncate(self._lock, 0)
+            try:
                 has_ended = self._outcome() is not None
             except OSError:
                 self.release()
@@ -124,23 +128,27 @@ class RunFolder:
     def _outcome(self) -> EngineReport | None:
         try:
             facts = json.loads((self.path / "outcome.json").read_bytes())
+            state, cause = EngineState(facts["state"]), str(facts["cause"])
+            return EngineReport(
+                state, cause, int(facts["parts_done"]), started=facts.get("started")
+            )
         except FileNotFoundError:
             return None
-        state, cause, parts_done = EngineState(facts["state"]), facts["cause"], facts["parts_done"]
-        return EngineReport(state, cause, parts_done, started=facts.get("started"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            # Written at once, it was damaged later: the run counts as lost, and is scored again.
+            log.warning("engine.outcome_unreadable", extra={"path": str(self.path)})
+            return None
 
     def _progress(self) -> EngineReport | None:
         if self._is_free():
             return None
-        parts_done, _, started = (self.path / "lock").read_text().partition(" ")
-        if not parts_done:
+        said = (self.path / "lock").read_bytes()
+        if not said:
             return EngineReport(EngineState.QUEUED)
-        # Without a start: of a process that runs an earlier version.
-        return EngineReport(
-            EngineState.RUNNING,
-            parts_done=int(parts_done),
-            started=int(started) if started else None,
-        )
+        # Without a start: of a process that runs an earlier version, or damaged.
+        numbers = [int(word) for word in said.split() if word.isdigit()]
+        started = numbers[1] if len(numbers) > 1 else None
+        return EngineReport(EngineState.RUNNING, parts_done=sum(numbers[:1]), started=started)
 
     def _is_free(self) -> bool:
         with self._gate():

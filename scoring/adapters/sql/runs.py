@@ -66,7 +66,7 @@ _RUN = tuple(
         *("number", "run_id", "state", "trigger", "fleet_version"),
         *("last_start", "created_at", "export", "cause"),
         *("first_start", "devices", "rescore", "request_key", "request_digest"),
-        *("submitted_at", "ended_at", "job_is_open", "enqueued_until"),
+        *("submitted_at", "ended_at", "job_is_open", "enqueued_until", "losses"),
     )
 )
 
@@ -147,13 +147,12 @@ class SqlRunStore:
             return connection.execute(statement).rowcount == 1
 
     @retried
-    def lose_job(self, run: ScoringRun, now: int) -> int:
-        """Note that the engine does not know the run; gives how often that was noted."""
+    def lose_job(self, run: ScoringRun, now: int) -> None:
+        """Note that the engine had lost the run, and has it again."""
         mine = runs.c.number == run.number
         values = {"losses": runs.c.losses + 1, "submitted_at": now}
         with self._database.write() as connection:
             connection.execute(update(runs).where(mine).values(values))
-            return int(connection.execute(select(runs.c.losses).where(mine)).scalar_one())
 
     @retried
     def close_job(self, run: ScoringRun) -> None:
@@ -228,10 +227,9 @@ class SqlRunStore:
             return _move(connection, run, new, **values)
 
     @retried
-    def note(self, run: ScoringRun, cause: str) -> None:
-        """Set the run's cause, unless it is failing or canceled for another one."""
-        going = [state for state in RunState if not state.gives_back]
-        mine = (runs.c.number == run.number) & runs.c.state.in_(going)
+    def note(self, run: ScoringRun, state: RunState, cause: str) -> None:
+        """Set the run's cause, if it is in a state."""
+        mine = (runs.c.number == run.number) & (runs.c.state == state)
         statement = update(runs).where(mine).values(cause=cause)
         with self._database.write() as connection:
             connection.execute(statement)

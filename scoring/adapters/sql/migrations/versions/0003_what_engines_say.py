@@ -22,5 +22,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop them."""
     with op.batch_alter_table("runs") as table:
-        table.drop_column("link")
-        table.drop_column("engine_status")
+        table.drop_column("link", mssql_drop_default=True)
+        table.drop_column("engine_status", mssql_drop_default=True)

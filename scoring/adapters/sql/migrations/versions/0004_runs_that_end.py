@@ -53,9 +53,9 @@ def downgrade() -> None:
     """Drop them."""
     op.drop_table("suspects")
     with op.batch_alter_table("run_parts") as table:
-        table.drop_column("cause")
-        table.drop_column("is_aside")
+        table.drop_column("cause", mssql_drop_default=True)
+        table.drop_column("is_aside", mssql_drop_default=True)
     op.drop_index("ix_runs_job_is_open", "runs")
     with op.batch_alter_table("runs") as table:
         for name in ("job_is_open", "losses", "submitted_at"):
-            table.drop_column(name)
+            table.drop_column(name, mssql_drop_default=True)

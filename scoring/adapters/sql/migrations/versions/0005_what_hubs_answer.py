@@ -61,4 +61,4 @@ def downgrade() -> None:
         ("epochs", "created"),
     ):
         with op.batch_alter_table(table) as altered:
-            altered.drop_column(column)
+            altered.drop_column(column, mssql_drop_default=True)
