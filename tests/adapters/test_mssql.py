@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -146,17 +146,38 @@ def test_the_longest_keys_have_room(table: Table) -> None:
         assert key_bytes(index.columns) <= OTHER
 
 
-def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -> None:
+SCRIPTS = list(ScriptDirectory(str(Path(migrations.__file__).parent)).walk_revisions())
+"""The newest first."""
+
+
+def text_of(steps: Iterable[Callable[[], None]]) -> str:
+    """Return the T-SQL of migrations."""
     found, dialect = StringIO(), mssql.dialect()  # type: ignore[no-untyped-call]
     dialect.default_schema_name = "dbo"
     context = MigrationContext.configure(
         dialect=dialect, opts={"as_sql": True, "output_buffer": found}
     )
-    scripts = ScriptDirectory(str(Path(migrations.__file__).parent))
     with Operations.context(context):
-        for script in reversed(list(scripts.walk_revisions())):
-            script.module.upgrade()
-    made = " ".join(found.getvalue().split())
+        for step in steps:
+            step()
+    return found.getvalue()
+
+
+def test_a_column_goes_with_its_default() -> None:
+    """SQL Server drops no column that a constraint speaks of."""
+    given = text_of(script.module.upgrade for script in reversed(SCRIPTS))
+    defaults = set(re.findall(r"ALTER TABLE (\w+) ADD (\w+) [^;]*? DEFAULT ", given))
+    taken = text_of(script.module.downgrade for script in SCRIPTS if script.down_revision)
+    dropped = re.findall(r"ALTER TABLE (\w+) DROP COLUMN (\w+)", taken)
+    freed = re.findall(r"object_id\('(?:\w+\.)?(\w+)'\)\s+and col_name\([^)]*\) = '(\w+)'", taken)
+
+    assert defaults
+    assert defaults <= set(dropped)
+    assert defaults <= set(freed)
+
+
+def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -> None:
+    made = " ".join(text_of(script.module.upgrade for script in reversed(SCRIPTS)).split())
     # Columns that came later, by their table.
     later = {
         "runs": (
