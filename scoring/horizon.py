@@ -67,8 +67,12 @@ class PartitionState:
         nobody looked.
     has_moved
         Whether anything was applied since that look.
-    behind_since
-        Since when each look has found it behind, and where it is now; epoch microseconds UTC.
+    behind_since, stuck_since
+        Since when each look has found it behind, and since when nothing was applied meanwhile;
+        epoch microseconds UTC.
+    skipped_from
+        The first number of the open gaps that reach to the high-water mark: nothing behind them
+        was applied, so that they may be a backlog that the host is yet to deliver. None if none do.
     """
 
     partition: Partition
@@ -86,21 +90,17 @@ class PartitionState:
     moved_at: int | None = None
     has_moved: bool = False
     behind_since: int | None = None
+    stuck_since: int | None = None
+    skipped_from: int | None = None
 
     def looked_at(self, now: int) -> "PartitionState":
         """Return the state after a look at it."""
-        since = now if self.has_moved or self.behind_since is None else self.behind_since
-        return replace(
-            self,
-            moved_at=self.moved(now),
-            has_moved=False,
-            behind_since=since if self.unapplied else None,
-        )
-
-    def asked(self, answer: HubAnswer | None, now: int) -> "PartitionState":
-        """Return the state after its hub was asked; None is the answer if it has it no more."""
-        heard = replace(self, answer=answer or self.answer, is_absent=answer is None, asked_at=now)
-        return heard.looked_at(now)
+        seen = replace(self, moved_at=self.moved(now), has_moved=False)
+        if not self.unapplied:
+            return replace(seen, behind_since=None, stuck_since=None)
+        behind = now if self.behind_since is None else self.behind_since
+        stuck = now if self.has_moved or self.stuck_since is None else self.stuck_since
+        return replace(seen, behind_since=behind, stuck_since=stuck)
 
     def moved(self, now: int) -> int:
         """Return when the partition was last seen to go on; `now` if it has since the last look."""
@@ -108,16 +108,31 @@ class PartitionState:
 
     @property
     def unapplied(self) -> int:
-        """How many events followed the high-water mark when the hub was asked last."""
-        answer = self.answer
+        """How many events, when the hub was asked last, followed the last one that was applied."""
+        answer = self.heard
         if answer is None or self.ended or self.is_absent:
             return 0
-        mark = answer.first - 1 if self.epoch is None else self.high_water
+        if self.epoch is None:
+            mark = answer.first - 1
+        elif self.skipped_from is not None:
+            mark = min(self.high_water, max(self.skipped_from, answer.first) - 1)
+        else:
+            mark = self.high_water
         if answer.last != mark or not self.has_spoken:
             return max(0, answer.last - mark)
+        if answer.created is not None and answer.created == self.hub_created:
+            return 0
         # The same number at another time is another event: of a hub that was created again.
         is_same = abs(answer.last_enqueued - self.mark_enqueued) <= CLOCK_TOLERANCE
         return 0 if is_same else 1
+
+    @property
+    def heard(self) -> HubAnswer | None:
+        """The answer; None too if it is that of a hub whose successor was met since."""
+        answer, created = self.answer, self.hub_created
+        if answer is None or answer.created is None or created is None:
+            return answer
+        return None if answer.created < created else answer
 
     @property
     def behind(self) -> int:
@@ -178,7 +193,7 @@ class HorizonRules:
             return Standing.ABSENT
         if state.behind:
             stalled_since = now - self.stall_timeout
-            since = now if state.behind_since is None or state.has_moved else state.behind_since
+            since = now if state.stuck_since is None or state.has_moved else state.stuck_since
             is_stalled = since <= stalled_since < hub_moved_at
             return Standing.STALLED if is_stalled else Standing.BEHIND
         return Standing.IDLE if self._is_idle(state) else Standing.ACTIVE
@@ -195,7 +210,7 @@ class HorizonRules:
 
     def _is_idle(self, state: PartitionState) -> bool:
         """Return whether the hub held nothing that was not applied, and that for long enough."""
-        if state.answer is None or state.asked_at is None:
+        if state.heard is None or state.asked_at is None:
             return False
         return state.last_enqueued <= state.asked_at - self.idle_timeout
 

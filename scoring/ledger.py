@@ -57,6 +57,15 @@ class HubAnswer:
         """The first sequence number that can still be delivered."""
         return self.last + 1 if self.is_empty else self.beginning
 
+    def precedes(self, other: "HubAnswer") -> bool:
+        """Return whether the hub gave this answer before another one, though it came later.
+
+        Either is of a hub that was created before, or of the same one when it held less.
+        """
+        if self.created is None or other.created is None:
+            return False
+        return (self.created, self.last) < (other.created, other.last)
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
@@ -138,15 +147,16 @@ def admit(
     if newest.created is not None and created < newest.created:
         return []
     opened = [_unspoken(_next_number(known), 0, created)]
-    if before and before.created != created and before.last > newest.high_water:
-        opened.insert(0, skip(newest, before))
-    return opened
+    return [*([skip(newest, before)] if before else []), *opened]
 
 
 def skip(epoch: Epoch, answer: HubAnswer) -> Epoch:
-    """Return the epoch with a gap after its high-water mark, up to the last number of its hub."""
+    """Return the epoch with a gap after its high-water mark, up to the last number of its hub.
+
+    An answer of another hub says nothing of it.
+    """
     gap = (epoch.high_water + 1, answer.last)
-    if gap[0] > gap[1]:
+    if gap[0] > gap[1] or answer.created != epoch.created:
         return epoch
     last_enqueued = max(epoch.last_enqueued, answer.last_enqueued)
     gaps = (*epoch.gaps, gap)
@@ -191,7 +201,13 @@ def is_answered(epochs: Iterable[Epoch], enqueued_times: I64, answer: HubAnswer 
     return is_later and answer.created == known[-1].created
 
 
-def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -> list[Slice]:
+def apply(
+    epochs: Iterable[Epoch],
+    sequence_numbers: I64,
+    enqueued_times: I64,
+    *,
+    is_file: bool = False,
+) -> list[Slice]:
     """Find the events of a batch that were not applied yet, and the ledger that follows.
 
     Parameters
@@ -200,6 +216,9 @@ def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -
         All epochs of the partition, in any order; without any, the first event begins one.
     sequence_numbers, enqueued_times
         Of the batch's events, shape (events,), in any order, repeats allowed.
+    is_file
+        The partition is of a file, which is known by its content: it has one epoch, whenever two
+        processes say that its events arrived.
 
     Returns
     -------
@@ -212,7 +231,10 @@ def apply(epochs: Iterable[Epoch], sequence_numbers: I64, enqueued_times: I64) -
     if not known:
         first = int(sequence_numbers[np.lexsort((sequence_numbers, enqueued_times))[0]])
         known[0] = Epoch(0, first, first - 1, 0, 0)
-    numbers = _epoch_of_each(known, sequence_numbers, enqueued_times)
+    if is_file:
+        numbers = np.full(len(sequence_numbers), in_order(known.values())[-1].number)
+    else:
+        numbers = _epoch_of_each(known, sequence_numbers, enqueued_times)
     slices = []
     for number in np.unique(numbers).tolist():
         events = np.flatnonzero(numbers == number)

@@ -187,13 +187,22 @@ class StoredReject:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file of the raw store: a row of its manifest."""
+    """One file of the raw store: a row of its manifest.
+
+    Attributes
+    ----------
+    late_enqueued
+        Enqueued time of the newest reading in it that came when its window was final already, epoch
+        microseconds UTC; 0 if none did. A rebuild that forgot it would have a backfill that is
+        under way scored in halves.
+    """
 
     epoch: int
     first_sequence: int
     last_sequence: int
     blob: str
     readings: int
+    late_enqueued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class HubProgress:
         """
         known = {state.partition: state for state in self.store.states()}
         answers: dict[Partition, HubAnswer | None] = {}
+        gone: list[Partition] = []
         try:
             present = self.log.survey()
             gone = [one for one in known if self.log.holds(one) and one not in present]
@@ -45,7 +46,30 @@ class HubProgress:
             if answer and _is_news(answer, known.get(partition)):
                 self._admit(partition, answer)
         states = self.store.observe(answers, now)
+        for partition in gone:
+            # What the hub was seen to hold of it and nobody applied went with it.
+            self.note_skipped(known[partition])
         self._warn(self.rules.standings(states, now, self.log.holds))
+
+    @retried
+    def note_skipped(self, state: PartitionState) -> None:
+        """Record what the hub held behind the high-water mark as a gap, if that has not moved."""
+        if state.answer is None or state.answer.last <= state.high_water:
+            return
+        with self.store.transaction(state.partition) as transaction:
+            newest = ledger.in_order(transaction.epochs)[-1]
+            answer = transaction.answer
+            where = (newest.number, newest.high_water)
+            if answer is None or where != (state.epoch, state.high_water):
+                return
+            skipped = ledger.skip(newest, answer)
+            if skipped == newest:
+                return
+            transaction.admit([skipped], answer)
+        facts = {"hub": state.partition.hub, "partition": state.partition.id, "epoch": where[0]}
+        numbers = {"first_sequence": where[1] + 1, "last_sequence": skipped.high_water}
+        events = {"events": skipped.high_water - where[1]}
+        log.warning("hub.skipped", extra=facts | numbers | events)
 
     def standings(self, now: int) -> list[tuple[PartitionState, Standing]]:
         """Return how each partition stands."""

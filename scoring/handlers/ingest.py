@@ -133,7 +133,8 @@ class Ingest:
             changed = ledger.admit(transaction.epochs, answer, transaction.answer)
             transaction.admit(changed, answer)
         numbers, times = batch.sequence_numbers, batch.enqueued_times
-        slices = ledger.apply(transaction.epochs, numbers, times)
+        is_file = batch.partition.is_file
+        slices = ledger.apply(transaction.epochs, numbers, times, is_file=is_file)
         if not slices:
             return IngestOutcome(len(batch), len(batch))
         work = _New.of(batch, slices, readings, rejects)
@@ -168,7 +169,7 @@ class Ingest:
             epochs=tuple(part.epoch for part in work.slices),
             partials=arrived.partials,
             rejects=[work.stored(reject) for reject in work.rejects],
-            segments=self._write_segments(work) if self.raw_segments else [],
+            segments=self._write_segments(work, arrived) if self.raw_segments else [],
             watermark=watermark,
             last_enqueued=newest,
             events=work.events,
@@ -203,9 +204,9 @@ class Ingest:
             partials = aggregate(readings, size, np.where(late, enqueued_times, 0))
         return Arrival(watermark, partials, int(np.count_nonzero(late)))
 
-    def _write_segments(self, work: "_New") -> list[Segment]:
+    def _write_segments(self, work: "_New", arrived: "Arrival") -> list[Segment]:
         return [
-            write_segment(self.blobs, work.batch, part.epoch.number, readings)
+            arrived.noted(write_segment(self.blobs, work.batch, part.epoch.number, readings))
             for part in work.slices
             if len(readings := work.readings_of(part.epoch.number))
         ]
@@ -226,6 +227,11 @@ class Arrival:
     watermark: int | None
     partials: Partials
     late: int
+
+    def noted(self, segment: Segment) -> Segment:
+        """Return a segment of these readings with the enqueued time of the newest late one."""
+        late = int(self.partials.late_enqueued.max(initial=0))
+        return replace(segment, late_enqueued=late)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +316,23 @@ def _in_order(batch: EventBatch, epoch_of: I64, readings: Readings) -> Readings:
     return readings.take(np.lexsort((numbers, epochs)))
 
 
-def write_segment(blobs: Blobs, batch: EventBatch, epoch: int, readings: Readings) -> Segment:
+def write_segment(
+    blobs: Blobs,
+    batch: EventBatch,
+    epoch: int,
+    readings: Readings,
+    source: bytes = b"",
+) -> Segment:
     """Write readings of one epoch as a segment; gives its row of the manifest.
 
     It is written once: what a manifest names never changes. The name ends in a digest of the
     content, so that one that was written and never committed does not stand in the way of another
     one of the same range.
+
+    Parameters
+    ----------
+    source
+        Tells two segments apart that hold the same readings of one event.
     """
     numbers = batch.sequence_numbers[readings.event]
     columns = [readings.device, readings.sensor, readings.event_time, readings.value, numbers]
@@ -325,7 +342,7 @@ def write_segment(blobs: Blobs, batch: EventBatch, epoch: int, readings: Reading
     data = sink.getvalue()
     first, last = int(numbers[0]), int(numbers[-1])
     name = segment_name(
-        batch.partition, epoch, first, last, blake2b(data, digest_size=4).hexdigest()
+        batch.partition, epoch, first, last, blake2b(data + source, digest_size=4).hexdigest()
     )
     blobs.create(name, data)
     return Segment(epoch, first, last, name, len(readings))

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scoring import ledger
 from scoring.aggregates import WindowTable, aggregate
 from scoring.errors import Conflict, ScoringError, cause_of
 from scoring.handlers.hub import HubProgress
@@ -86,7 +85,7 @@ class RepairGaps:
         self.hub.ask(now)
         for state in self.store.states():
             if _stands_still(state, now) and self.log.holds(state.partition):
-                self._note_skipped(state)
+                self.hub.note_skipped(state)
         newest = self.store.partitions()
         outcome, failure = IngestOutcome(), None
         for gap in self._repairable():
@@ -101,18 +100,6 @@ class RepairGaps:
         if failure:
             raise failure
         return outcome
-
-    @retried
-    def _note_skipped(self, state: PartitionState) -> None:
-        """Record what follows the high-water mark as a gap, if that has not moved."""
-        with self.store.transaction(state.partition) as transaction:
-            newest = ledger.in_order(transaction.epochs)[-1]
-            answer = transaction.answer
-            where = (newest.number, newest.high_water)
-            if answer and where == (state.epoch, state.high_water):
-                transaction.admit([ledger.skip(newest, answer)], answer)
-                skipped = Gap(state.partition, newest.number, where[1] + 1, answer.last, "open")
-                log.warning("repair.skipped", extra=_facts(skipped) | {"events": skipped.events})
 
     def _repairable(self) -> list[Gap]:
         """Give the open gaps of this system's hub.
@@ -144,7 +131,7 @@ class RepairGaps:
 
 def _stands_still(state: PartitionState, now: int) -> bool:
     """Return whether nothing was applied for a while though the hub holds more."""
-    answer, since = state.answer, state.behind_since
+    answer, since = state.answer, state.stuck_since
     if state.ended or answer is None or state.has_moved or answer.last <= state.high_water:
         return False
     return since is not None and since <= now - STILL
@@ -175,11 +162,23 @@ class ReplayRejects:
     ingest: Ingest
 
     def __call__(self) -> tuple[int, int]:
-        """Replay all rejects; return how many were, and how many stay rejected."""
-        replayed = stay = 0
+        """Replay all rejects; return how many were, and how many stay rejected.
+
+        A partition that fails keeps nobody from those after it: its error is logged, and the first
+        one is raised in the end.
+        """
+        replayed, stay, failure = 0, 0, None
         for partition in self.store.partitions():
-            done, left = self._all(partition, None, None, {})
-            replayed, stay = replayed + done, stay + left
+            try:
+                done, left = self._all(partition, None, None, {})
+                replayed, stay = replayed + done, stay + left
+            except Exception as error:
+                # A defect that one partition meets is its own too.
+                facts = {"partition": str(partition), "cause": cause_of(error)}
+                log.warning("replay.partition_failed", extra=facts, exc_info=error)
+                failure = failure or error
+        if failure:
+            raise failure
         return replayed, stay
 
     def of_events(self, batch: EventBatch, *, by_stored_bodies: bool) -> tuple[int, int]:
@@ -262,8 +261,14 @@ class ReplayRejects:
         reached = np.full(len(readings), progress.last_enqueued, dtype=np.int64)
         enqueued = batch.enqueued_times[readings.event]
         arrived = self.ingest.arrive(transaction, batch.partition, readings, enqueued, reached)
+        # An event may hold one reading twice: each is in the segment of its own reject.
+        source = repr(keys[0]).encode()
         segments = [
-            write_segment(self.ingest.blobs, batch, int(epoch), readings.where(epochs == epoch))
+            arrived.noted(
+                write_segment(
+                    self.ingest.blobs, batch, int(epoch), readings.where(epochs == epoch), source
+                )
+            )
             for epoch in (np.unique(epochs) if self.ingest.raw_segments else ())
         ]
         return IngestChange(
@@ -331,7 +336,8 @@ class RebuildWindows:
         table, added, readings = WindowTable(), list[Segment](), 0
         for _, segment in segments:
             read = _read_segment(self.blobs.read(segment.blob)[0])
-            table.add(aggregate(read, window))
+            late = np.full(len(read), segment.late_enqueued, dtype=np.int64)
+            table.add(aggregate(read, window, late))
             added.append(segment)
             readings += len(read)
             if len(table) > REBUILD_WINDOWS:

@@ -2,8 +2,9 @@
 
 import io
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,6 +18,8 @@ from scoring.readings import FieldNames
 from scoring.settings import Settings
 
 HEADER = "who,also,what,t1,t2,v1,v2\n"
+ARRIVED = 1_600_000_000
+"""Seconds since 1970: in 2020."""
 
 
 @pytest.fixture
@@ -31,14 +34,26 @@ class Killed(BaseException):
 
 
 def ingest(
-    app: App, path: Path, names: FieldNames, *, kill_after: int | None = None
+    app: App,
+    path: Path,
+    names: FieldNames,
+    *,
+    kill_after: int | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> FileOutcome | None:
-    """Ingest a file by event batches of three; None if killed after some of them."""
+    """Ingest a file by event batches of three; None if killed after some of them.
+
+    Parameters
+    ----------
+    tell
+        Called after each.
+    """
     done = 0
 
     def progress(_: float, __: float) -> None:
         nonlocal done
         done += 1
+        tell()
         if done == kill_after:
             raise Killed
 
@@ -191,6 +206,25 @@ def test_a_file_that_an_earlier_version_has_ingested_is_known(
     assert found is not None
     assert (found.is_known, found.delivered.duplicates) == (True, 9)
     assert counted(app) == before
+
+
+def test_two_that_ingest_a_file_at_once_count_it_once(app: App, tmp_path: Path) -> None:
+    """The one whose events arrived later does not take the other's for those of a new hub."""
+    path, names = tmp_path / "a.csv", FieldNames("who", "what", "t1", "v1")
+    rows = [f"a{row % 7},b,s,2020-01-01 00:00:00,then,1,x\n" for row in range(300)]
+    path.write_text(HEADER + "".join(rows))
+    begun: list[bool] = []
+
+    def meanwhile() -> None:
+        if not begun:
+            begun.append(True)
+            os.utime(path, (ARRIVED - 10, ARRIVED - 10))
+            ingest(app, path, names)
+
+    os.utime(path, (ARRIVED, ARRIVED))
+    ingest(app, path, names, tell=meanwhile)
+
+    assert counted(app) == (300, 300.0)
 
 
 def test_a_file_that_grows_holds_windows_open_again_until_it_has_ended(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count, pairwise
 from threading import Barrier
 
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from scoring import ledger
+from scoring.adapters.sql import hubs
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.schema import partitions, window_partials
 from scoring.aggregates import Key, Partials, merge
 from scoring.errors import ScoringError, Transient
-from scoring.ledger import Epoch
+from scoring.horizon import PartitionState
+from scoring.ledger import Epoch, HubAnswer
 from scoring.ports import FileNote, Gap, IngestStore, RejectKey, Segment, StoredReject
 from scoring.readings import Partition
 from scoring.windows import PartitionProgress
@@ -47,6 +50,63 @@ SHARED = settings(deadline=None, suppress_health_check=[HealthCheck.function_sco
 @pytest.fixture
 def store(database: Database) -> IngestStore:
     return SqlIngestStore(database)
+
+
+class TestAnswersOfHubs:
+    OLD, NEW = HubAnswer(5, 0, 99, 70), HubAnswer(80, 0, 3, 90)
+
+    @pytest.fixture(autouse=True)
+    def known(self, store: IngestStore) -> None:
+        with store.transaction(P0) as transaction:
+            transaction.admit([Epoch(0, 0, 3, 80, 90, created=80)], self.NEW)
+
+    @staticmethod
+    def answer(store: IngestStore) -> HubAnswer | None:
+        return store.states()[0].answer
+
+    @pytest.mark.parametrize("stale", [OLD, replace(NEW, last=2)])
+    def test_an_answer_that_comes_late_replaces_no_newer_one(
+        self, store: IngestStore, stale: HubAnswer
+    ) -> None:
+        (state,) = store.observe({P0: stale}, 100)
+        with store.transaction(P0) as transaction:
+            transaction.admit([], stale)
+
+        assert state.answer == self.answer(store) == self.NEW
+
+    @pytest.mark.parametrize(
+        "later", [replace(NEW, last=9), replace(NEW, beginning=2), HubAnswer(85, 0, -1, 0, True)]
+    )
+    def test_a_later_one_does(self, store: IngestStore, later: HubAnswer) -> None:
+        (state,) = store.observe({P0: later}, 100)
+
+        assert state.answer == self.answer(store) == later
+        assert store.states()[0].asked_at == 100
+
+    def test_a_hub_that_was_not_asked_leaves_all_answers_as_they_are(
+        self, database: Database, store: IngestStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What ingest writes while somebody looks is not undone."""
+        newer = replace(self.NEW, last=7)
+        read = hubs.read_states
+
+        def meanwhile(connection: Connection) -> list[PartitionState]:
+            found = read(connection)
+            hubs.write_answer(connection, str(P0), newer)
+            return found
+
+        monkeypatch.setattr(hubs, "read_states", meanwhile)
+        store.observe({}, 100)
+
+        assert self.answer(store) == newer
+
+    def test_that_a_partition_is_gone_counts_unless_it_was_seen_later(
+        self, store: IngestStore
+    ) -> None:
+        store.observe({P0: self.NEW}, 100)
+
+        assert [store.observe({P0: None}, at)[0].is_absent for at in (99, 101)] == [False, True]
+        assert not store.observe({P0: self.NEW}, 102)[0].is_absent
 
 
 class TestTransaction:

@@ -247,7 +247,7 @@ def statements(database: Database) -> dict[str, list[str]]:
     with database.read() as connection:
         rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql > ''")
         return {
-            name: sorted(" ".join(part.split()) for part in sql.strip().split(","))
+            name: sorted(" ".join(part.split()) for part in sql.replace('"', "").strip().split(","))
             for name, sql in rows
             if name != "alembic_version"
         }

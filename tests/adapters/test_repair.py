@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,17 @@ import pytest
 from scoring import instants
 from scoring.bootstrap import App
 from scoring.errors import Conflict, NotFound, ScoringError, Transient
+from scoring.handlers.repair import REPLAY_ROWS, ReplayRejects
 from scoring.hosting import HostedApp
 from scoring.ledger import HubAnswer
-from scoring.readings import EventBatch, Partition
+from scoring.readings import (
+    EventBatch,
+    FieldNames,
+    Partition,
+    ReadingDecoder,
+    Readings,
+    Reject,
+)
 from scoring.settings import Settings
 
 HUB = "readings"
@@ -32,6 +40,11 @@ def batch(partition: Partition, *numbers: int) -> EventBatch:
         for n in numbers
     ]
     return EventBatch(partition, sequence, BEGIN + sequence * instants.SECOND, bodies)
+
+
+GOOD: dict[str, object] = {"device": "d", "sensor": "s", "ts": BEGIN // 1000, "value": 1.0}
+OTHER: dict[str, object] = {"device": "d", "sensor": "s", "ts": BEGIN // 1000, "v": 1.0}
+"""The same reading, its value under another name."""
 
 
 @dataclass
@@ -154,6 +167,55 @@ def test_what_the_hub_no_longer_has_is_lost_with_a_warning(
     assert [tuple(one[key] for key in keys) for one in facts_of(caplog, "repair.lost")] == [
         ("readings", number, 1, 1, 1) for number in "012"
     ]
+
+
+def event(partition: str, elements: list[dict[str, object]]) -> EventBatch:
+    """Return an event of several readings."""
+    one = np.ones(1, dtype=np.int64)
+    body = json.dumps(elements).encode()
+    return EventBatch(Partition("elsewhere", partition), one, one * NOW, [body])
+
+
+@pytest.mark.parametrize("elements", [[GOOD, OTHER], [OTHER] * (REPLAY_ROWS + 1)])
+def test_an_event_that_holds_one_reading_twice_is_replayed(
+    app: App, elements: list[dict[str, object]]
+) -> None:
+    """Under the name of before and the new one; or more often than one transaction replays."""
+    ingest = app.ingest()
+    ingest(event("9", elements))
+    renamed = replace(ingest, decoder=ReadingDecoder(FieldNames(value="v")))
+
+    replayed, stay = ReplayRejects(app.ingest_store, renamed)()
+
+    assert (replayed, stay) == (elements.count(OTHER), 0)
+    with app.database.read() as connection:
+        statement = "SELECT sum(count) FROM window_partials WHERE partition = 'elsewhere/9'"
+        assert connection.exec_driver_sql(statement).scalar() == len(elements)
+
+
+def test_a_partition_whose_rejects_cannot_be_replayed_keeps_nobody_from_the_others(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defective(ReadingDecoder):
+        def decode(self, batch: EventBatch) -> tuple[Readings, list[Reject]]:
+            if batch.partition.id == "8":
+                raise KeyError(batch.partition.id)
+            return super().decode(batch)
+
+    ingest = app.ingest()
+    for number in "89":
+        ingest(event(number, [OTHER]))
+    replay = ReplayRejects(
+        app.ingest_store, replace(ingest, decoder=Defective(FieldNames(value="v")))
+    )
+
+    with pytest.raises(KeyError, match="8"):
+        replay()
+
+    (facts,) = facts_of(caplog, "replay.partition_failed")
+    assert facts["partition"] == "elsewhere/8"
+    # The other one was replayed.
+    assert replace(replay, ingest=ingest)() == (0, 1)
 
 
 def test_gaps_of_other_hubs_are_left_open_and_told_of_once_a_call(

@@ -23,7 +23,7 @@ from scoring.horizon import HorizonRules, Standing
 from scoring.ports import Gap
 from scoring.predictions import INPUT_SCHEMA, read_table
 from scoring.readings import EventBatch, Partition, ReadingDecoder
-from scoring.runs import ScoringRun
+from scoring.runs import RunState, ScoringRun
 from scoring.windows import Windowing
 from tests.fakes.blobs import MemoryBlobs
 from tests.fakes.engine import NoEngine
@@ -158,6 +158,12 @@ class Stream:
         if run:
             self.note(run)
         return run
+
+    def end_runs(self) -> None:
+        """Have every run be scored and complete."""
+        for run in self.runs.active_runs():
+            for state in (RunState.SCORED, RunState.COMPLETED):
+                self.runs.transition(run, state, self.now)
 
     def mend(self) -> IngestOutcome:
         """Be the timer that repairs gaps."""

@@ -1,9 +1,12 @@
 """Histories of an event hub: what is counted, what is on record as missing, and what waits."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +14,11 @@ from sqlalchemy import event
 
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.migrations import migrate
+from scoring.adapters.sql.rebuild import SqlRebuildStore
+from scoring.handlers.repair import RebuildWindows, RepairGaps
 from scoring.horizon import Standing
-from scoring.readings import EventBatch, Partition
+from scoring.ledger import HubAnswer
+from scoring.readings import EventBatch, Partition, ReadingDecoder, Readings, Reject
 from tests.fakes.event_log import MemoryHub
 from tests.simulated.stream import BEGIN, HOUR, MINUTE, SECOND, SENSOR, Sent, Stream, close, hurry
 
@@ -41,6 +47,20 @@ def database(empty: Path, tmp_path: Path) -> Iterator[Database]:
 def stream(database: Database) -> Stream:
     """Make a hub of two partitions, created an hour before the histories begin."""
     return Stream(database, MemoryHub("hub", 2, BEGIN - HOUR))
+
+
+class Poisoned(ReadingDecoder):
+    """Has a defect that partition 1 of a hub meets, or the last one of 32."""
+
+    def decode(self, batch: EventBatch) -> tuple[Readings, list[Reject]]:
+        if batch.partition.id in {"1", "31"}:
+            raise KeyError(batch.partition.id)
+        return super().decode(batch)
+
+
+def poisoned(stream: Stream) -> RepairGaps:
+    """Return the repairs of a system with a defect."""
+    return replace(stream.repair, ingest=replace(stream.ingest, decoder=Poisoned()))
 
 
 def fill(stream: Stream, partition: str, events: int, every: int = SECOND) -> None:
@@ -164,6 +184,41 @@ class TestHubsThatAreCreatedAgain:
         last = max(start for (_, start), scored in stream.scored.items() if scored)
         assert last >= stream.now - 15 * MINUTE
 
+    def test_what_was_seen_of_partitions_that_are_gone_is_lost(self, database: Database) -> None:
+        stream = Stream(database, MemoryHub("other", 2, BEGIN - HOUR))
+        fill(stream, "1", 10)
+        deliver(stream, "1", 0, 4)
+        stream.progress.ask(stream.now)
+        stream.now += MINUTE
+        stream.hub.create(1, stream.now)
+        stream.now += MINUTE
+        for _ in range(3):
+            stream.mend()
+
+        assert stream.missing == {("1", 0): [(5, 9, "lost")]}
+        assert stream.standings()["1"] is Standing.ABSENT
+
+    def test_a_survey_of_the_old_hub_that_is_written_late_says_nothing_of_the_new_one(
+        self, stream: Stream
+    ) -> None:
+        survey = replace(stream.progress, log=Late(stream, partial(fill, stream, "0", 6)))
+
+        survey.ask(stream.now)
+        stream.hub.is_reachable = False
+        stream.now += MINUTE
+        for _ in range(2):
+            stream.mend()
+            stream.now += MINUTE
+
+        assert stream.missing == {}
+        assert stream.standings()["0"] is Standing.ACTIVE
+        # Created once more: what the first one held is not what the second one lacks.
+        stream.hub.is_reachable = True
+        stream.hub.create(2, stream.now)
+        stream.now += MINUTE
+        stream.mend()
+        assert stream.missing == {}
+
     def test_a_hub_that_is_created_again_twice_has_three_epochs(self, stream: Stream) -> None:
         fill(stream, "0", 3)
         deliver(stream, "0", 0, 2)
@@ -175,6 +230,27 @@ class TestHubsThatAreCreatedAgain:
         assert deliver(stream, "0", 150, 199) == 50
 
         assert stream.missing == {("0", 2): [(0, 149, "open")]}
+
+
+class Late:
+    """A hub whose survey is answered before it is created again, and heard after that."""
+
+    def __init__(self, stream: Stream, send: Callable[[], None]) -> None:
+        self.stream, self.send = stream, send
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream.hub, name)
+
+    def survey(self) -> dict[Partition, HubAnswer]:
+        stream = self.stream
+        answers = stream.hub.survey()
+        stream.now += MINUTE
+        stream.hub.create(2, stream.now)
+        stream.now += MINUTE
+        self.send()
+        stream.checkpoints.clear()
+        stream.deliver("0")
+        return answers
 
 
 class TestFirstDeliveries:
@@ -288,7 +364,85 @@ def test_a_killed_ingest_of_a_file_beside_a_live_hub_holds_windows_open_for_a_wh
     assert last >= stream.now - 15 * MINUTE
 
 
-def test_one_poisoned_partition_of_32_holds_windows_open_for_an_hour(database: Database) -> None:
+def test_a_backlog_that_repairs_have_put_on_record_is_no_silence(stream: Stream) -> None:
+    """Nobody can read the backlog of one partition: the host is down, and so are repairs."""
+    repair = poisoned(stream)
+    for _ in range(40):
+        stream.now += MINUTE
+        for partition, device in BOTH:
+            stream.read(partition, device, stream.now)
+        stream.deliver("0")
+    for _ in range(10):
+        stream.now += MINUTE
+        with suppress(KeyError):
+            repair(stream.now)
+        stream.submit()
+
+    assert ("1", 0) in stream.missing
+    assert stream.scored == {}
+    told = stream.progress.described(stream.now)["hub/1"]
+    assert (told["standing"], told["behind"]) == (Standing.BEHIND, 40)
+    stream.deliver()
+    minutes(stream, 15, *BOTH)
+    assert stream.missing == {}
+    first = {window: scored[0].count for window, scored in stream.scored.items()}
+    expected = {window: count for window, (count, _) in stream.expected().items()}
+    assert first == {window: expected[window] for window in first}
+    assert len(first) >= 2 * 9
+
+
+def test_since_when_a_partition_lags_is_told_though_it_makes_progress(stream: Stream) -> None:
+    fill(stream, "0", 100)
+    began = stream.now
+    for number in range(10):
+        stream.progress.ask(stream.now)
+        deliver(stream, "0", number, number)
+        stream.now += MINUTE
+
+    told = stream.progress.described(stream.now)["hub/0"]
+    assert (told["behind"], told["behind_since"]) == (90, began)
+
+
+def test_a_hub_whose_clock_stepped_back_before_it_fell_silent_is_idle(stream: Stream) -> None:
+    stream.read("0", "d0", stream.now)
+    stream.read("0", "d0", stream.now, stream.now - 3 * SECOND // 2)
+    stream.deliver()
+    stream.now += HOUR
+    stream.progress.ask(stream.now)
+
+    assert stream.standings()["0"] is Standing.IDLE
+    assert stream.progress.described(stream.now)["hub/0"]["behind"] == 0
+
+
+@pytest.mark.parametrize("rebuilds", [False, True], ids=["", "rebuilt between"])
+def test_a_backfill_in_two_halves_is_scored_once(stream: Stream, rebuilds: bool) -> None:
+    minutes(stream, 60, *BOTH)
+    begin = stream.now - 45 * MINUTE
+    for half in range(2):
+        for minute in range(half, 40, 2):
+            stream.read("1", "site", begin + minute * MINUTE)
+        stream.deliver()
+        if half == 0 and rebuilds:
+            stream.end_runs()
+            RebuildWindows(SqlRebuildStore(stream.database), stream.blobs)(
+                stream.windowing.size, lambda *_: None
+            )
+        stream.now += 20 * SECOND
+        stream.submit()
+    minutes(stream, 20, ("0", "d0"))
+
+    own = {window: scored for window, scored in stream.scored.items() if window[0] == "site"}
+    full = {window: count for window, (count, _) in stream.expected().items()}
+    assert own
+    assert {window: [one.count for one in scored] for window, scored in own.items()} == {
+        window: [full[window]] for window in own
+    }
+
+
+@pytest.mark.parametrize("repairs", [False, True], ids=["", "with repairs"])
+def test_one_poisoned_partition_of_32_holds_windows_open_for_an_hour(
+    database: Database, repairs: bool
+) -> None:
     stream = Stream(database, MemoryHub("hub", 32, BEGIN - HOUR))
     healthy = [(str(number), f"d{number}") for number in range(31)]
     stream.read("31", "d31", stream.now)
@@ -299,6 +453,9 @@ def test_one_poisoned_partition_of_32_holds_windows_open_for_an_hour(database: D
             stream.read(partition, device, stream.now)
         if minute % 5 == 4:
             stream.deliver(*(partition for partition, _ in healthy))
+            if repairs:
+                with suppress(KeyError):
+                    poisoned(stream)(stream.now)
             stream.submit()
             held.append(stream.standings()["31"])
 

@@ -45,6 +45,12 @@ def state(  # noqa: PLR0913 - most tests give one or two
     )
 
 
+def asked(one: PartitionState, answer: HubAnswer | None, now: int) -> PartitionState:
+    """Return a state after its hub was asked."""
+    heard = replace(one, answer=answer or one.answer, is_absent=answer is None, asked_at=now)
+    return heard.looked_at(now)
+
+
 def standing(one: PartitionState, *others: PartitionState, now: int = NOW) -> Standing:
     return RULES.standings([one, *others], now)[0][1]
 
@@ -90,12 +96,6 @@ def test_a_backlog_is_no_silence() -> None:
     assert horizon(BEHIND, state(P1)) == 10 * MINUTE
 
 
-def test_an_equal_number_at_another_time_is_of_a_hub_that_was_created_again() -> None:
-    other = state(enqueued=10 * MINUTE, last=100, last_enqueued=20 * MINUTE)
-
-    assert standing(other) is Standing.BEHIND
-
-
 def test_a_partition_of_which_nothing_was_applied_holds_all_windows_if_the_hub_has_events() -> None:
     waiting = state(watermark=None, applied=-1, enqueued=0, last=9, last_enqueued=NOW)
 
@@ -129,7 +129,7 @@ def test_while_the_hub_cannot_be_asked_its_last_answer_stands() -> None:
 
 
 def test_a_partition_that_the_hub_no_longer_has_holds_nothing_open() -> None:
-    gone = BEHIND.asked(None, NOW)
+    gone = asked(BEHIND, None, NOW)
 
     assert standing(gone) is Standing.ABSENT
     assert horizon(gone, state(P1, watermark=70)) == 70
@@ -159,30 +159,64 @@ def test_when_all_partitions_have_ended_the_horizon_is_now() -> None:
 
 
 def test_a_partition_that_is_stuck_while_others_go_on_holds_nothing_open_after_an_hour() -> None:
-    stuck = replace(BEHIND, behind_since=NOW - HOUR)
+    stuck = replace(BEHIND, stuck_since=NOW - HOUR)
 
     assert standing(stuck, state(P1)) is Standing.STALLED
-    assert standing(replace(stuck, behind_since=NOW - HOUR + 1), state(P1)) is Standing.BEHIND
+    assert standing(replace(stuck, stuck_since=NOW - HOUR + 1), state(P1)) is Standing.BEHIND
     assert standing(replace(stuck, has_moved=True), state(P1)) is Standing.BEHIND
     assert horizon(stuck, state(P1, watermark=70)) == 70
 
 
 def test_if_all_partitions_are_stuck_all_hold_windows_open() -> None:
-    stuck = [replace(BEHIND, partition=one, behind_since=0, moved_at=0) for one in (P0, P1)]
+    stuck = [replace(BEHIND, partition=one, stuck_since=0, moved_at=0) for one in (P0, P1)]
 
     assert standing(*stuck) is Standing.BEHIND
     of_another = replace(state(Partition("other", "0")), moved_at=NOW)
     assert standing(*stuck, of_another) is Standing.BEHIND
 
 
-def test_since_when_a_partition_is_behind_counts_from_its_last_progress() -> None:
-    first = replace(SILENT, behind_since=None).asked(BEHIND.answer, 500 * MINUTE)
-    again = first.asked(BEHIND.answer, 600 * MINUTE)
+def test_a_partition_is_behind_since_it_was_and_stuck_since_its_last_progress() -> None:
+    first = asked(SILENT, BEHIND.answer, 500 * MINUTE)
+    again = asked(first, BEHIND.answer, 600 * MINUTE)
     moved = replace(again, has_moved=True, high_water=150).looked_at(700 * MINUTE)
     caught_up = replace(moved, has_moved=True, high_water=200, mark_enqueued=NOW).looked_at(NOW)
 
-    since = [one.behind_since for one in (first, again, moved, caught_up)]
-    assert since == [500 * MINUTE, 500 * MINUTE, 700 * MINUTE, None]
+    states = (first, again, moved, caught_up)
+    assert [one.behind_since for one in states] == [*[500 * MINUTE] * 3, None]
+    stuck = [one.stuck_since for one in states]
+    assert stuck == [500 * MINUTE, 500 * MINUTE, 700 * MINUTE, None]
+
+
+def test_what_was_skipped_and_may_be_delivered_yet_is_behind() -> None:
+    """The ledger's mark is where the hub is, and from 101 on nothing was applied."""
+    skipped = replace(BEHIND, high_water=200, mark_enqueued=NOW, skipped_from=101)
+    expired = replace(skipped, answer=HubAnswer(0, 150, 200, NOW))
+    gone = replace(skipped, answer=HubAnswer(0, 0, 200, NOW, is_empty=True))
+
+    assert [one.behind for one in (skipped, expired, gone)] == [100, 51, 0]
+    assert standing(skipped, state(P1)) is Standing.BEHIND
+    assert horizon(skipped, state(P1)) == 10 * MINUTE
+    assert standing(replace(skipped, stuck_since=NOW - HOUR), state(P1)) is Standing.STALLED
+
+
+def test_a_clock_of_the_hub_that_stepped_back_leaves_nothing_behind() -> None:
+    answer = HubAnswer(0, 0, 100, 9 * MINUTE)
+
+    assert replace(SILENT, answer=answer).behind == 0
+
+
+def test_an_equal_number_at_another_time_is_of_a_hub_that_was_created_again() -> None:
+    answer = HubAnswer(None, 0, 100, 20 * MINUTE)
+
+    assert standing(replace(SILENT, answer=answer, hub_created=None)) is Standing.BEHIND
+
+
+def test_an_answer_of_the_hub_before_says_nothing() -> None:
+    outdated = replace(BEHIND, hub_created=1)
+
+    assert outdated.behind == 0
+    assert standing(outdated) is Standing.ACTIVE
+    assert standing(replace(SILENT, hub_created=1)) is Standing.ACTIVE
 
 
 standings = st.lists(
@@ -203,10 +237,10 @@ def test_the_horizon_never_goes_back_while_the_clock_goes_on(
     states: list[PartitionState], start: int, later: int
 ) -> None:
     now = NOW + start * MINUTE
-    asked = [one.asked(one.answer, now) for one in states]
-    again = [one.asked(one.answer, now + later * MINUTE) for one in asked]
+    heard = [asked(one, one.answer, now) for one in states]
+    again = [asked(one, one.answer, now + later * MINUTE) for one in heard]
 
-    before = horizon(*asked, now=now)
+    before = horizon(*heard, now=now)
     after = horizon(*again, now=now + later * MINUTE)
 
     assert before is None or after is None or after >= before

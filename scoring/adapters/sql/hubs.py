@@ -17,7 +17,7 @@ from sqlalchemy import (
 )
 
 from scoring.adapters.sql import bulk
-from scoring.adapters.sql.schema import epochs, hub_answers, partitions
+from scoring.adapters.sql.schema import epochs, gaps, hub_answers, partitions
 from scoring.horizon import PartitionState
 from scoring.ledger import HubAnswer
 from scoring.readings import Partition
@@ -68,7 +68,13 @@ def read_answer(connection: Connection, partition: str) -> HubAnswer | None:
 
 
 def write_answer(connection: Connection, partition: str, answer: HubAnswer) -> None:
-    """Write an answer about a partition; the caller holds the partition's lock."""
+    """Write an answer about a partition, unless a later one is known.
+
+    The caller holds the partition's lock.
+    """
+    known = read_answer(connection, partition)
+    if known and answer.precedes(known):
+        return
     values = asdict(answer)
     mine = hub_answers.c.partition == partition
     if not connection.execute(update(hub_answers).where(mine).values(values)).rowcount:
@@ -77,13 +83,18 @@ def write_answer(connection: Connection, partition: str, answer: HubAnswer) -> N
 
 def read_states(connection: Connection) -> list[PartitionState]:
     """Return how every partition stands."""
+    return [state for state, _ in _read(connection)]
+
+
+def _read(connection: Connection) -> list[tuple[PartitionState, int]]:
+    """Return how every partition stands, and how many events of it were applied."""
     ledger = newest_epochs()
     table, answers = partitions.c, hub_answers.c
     columns = (
         *(table.partition, table.watermark, table.last_enqueued, table.ended),
         *(ledger.c.epoch, ledger.c.first_sequence, ledger.c.high_water),
         *(answers.asked_at, answers.is_absent, answers.moved_at, answers.behind_since),
-        *(answers.epoch.label("seen_epoch"), answers.high_water.label("seen_mark")),
+        *(answers.stuck_since, answers.epoch.label("seen_epoch"), answers.applied, table.events),
         ledger.c.created.label("epoch_created"),
         ledger.c.last_enqueued.label("mark_enqueued"),
         *(column.label(f"hub_{column.name}") for column in _ANSWER),
@@ -94,7 +105,28 @@ def read_states(connection: Connection) -> list[PartitionState]:
         .join(hub_answers, table.partition == answers.partition, isouter=True)
         .order_by(table.partition)
     )
-    return [_state(row) for row in connection.execute(statement)]
+    rows = connection.execute(statement).all()
+    skipped = _skipped(connection, {row.partition: row.high_water for row in rows})
+    return [(_state(row, skipped.get(row.partition)), row.events) for row in rows]
+
+
+def _skipped(connection: Connection, marks: Mapping[str, int | None]) -> dict[str, int]:
+    """Return the first numbers of the open gaps that reach to the high-water marks."""
+    ledger = newest_epochs()
+    same = (gaps.c.partition == ledger.c.partition) & (gaps.c.epoch == ledger.c.epoch)
+    statement = (
+        select(gaps.c.partition, gaps.c.first_sequence, gaps.c.last_sequence)
+        .join_from(gaps, ledger, same)
+        .where(gaps.c.state == "open")
+        .order_by(gaps.c.partition, gaps.c.first_sequence.desc())
+    )
+    first: dict[str, int] = {}
+    for partition, begin, end in connection.execute(statement):
+        mark = marks.get(partition)
+        # Several that adjoin each other were skipped one after another.
+        if mark is not None and end == first.get(partition, mark + 1) - 1:
+            first[partition] = begin
+    return first
 
 
 def observe(
@@ -102,26 +134,24 @@ def observe(
 ) -> list[PartitionState]:
     """Write answers, and since when each partition's ledger has stood where it stands.
 
-    Return how every partition stands then.
+    Whoever applies events writes answers too, and no lock keeps it from that: what was written
+    meanwhile stays if it is of a later answer. Return how every partition stands then.
     """
-
-    def seen(state: PartitionState) -> PartitionState:
-        if state.ended:
-            return state
-        if state.partition in answers:
-            return state.asked(answers[state.partition], now)
-        return state.looked_at(now)
-
-    states = [seen(state) for state in read_states(connection)]
-    bulk.upsert_answers(connection, [_row(state) for state in states if not state.ended])
+    known = {str(state.partition) for state in read_states(connection) if not state.ended}
+    given = sorted((str(partition), answer) for partition, answer in answers.items())
+    heard = [(name, *astuple(a), False, now) for name, a in given if a and name in known]
+    bulk.upsert_answers(connection, heard)
+    absent = [(name, True, now) for name, answer in given if answer is None and name in known]
+    bulk.upsert_absences(connection, absent)
+    rows = list(_read(connection))
+    states = [state if state.ended else state.looked_at(now) for state, _ in rows]
+    looks = [
+        (str(s.partition), s.epoch, s.moved_at, s.behind_since, events, s.stuck_since)
+        for s, (_, events) in zip(states, rows, strict=True)
+        if not s.ended
+    ]
+    bulk.upsert_looks(connection, looks)
     return states
-
-
-def _row(state: PartitionState) -> tuple[Any, ...]:
-    """Return a state as a row of `hub_answers`."""
-    said = astuple(state.answer) if state.answer else (None,) * len(_ANSWER)
-    looked = (state.epoch, state.high_water, state.moved_at, state.behind_since)
-    return (str(state.partition), *said, state.is_absent, state.asked_at, *looked)
 
 
 def _answer(row: Sequence[Any]) -> HubAnswer | None:
@@ -129,7 +159,7 @@ def _answer(row: Sequence[Any]) -> HubAnswer | None:
     return None if answer.last is None else answer
 
 
-def _state(row: Row[Any]) -> PartitionState:
+def _state(row: Row[Any], skipped_from: int | None) -> PartitionState:
     answer = _answer(row[-len(_ANSWER) :])
     has_epoch = row.epoch is not None
     return PartitionState(
@@ -147,5 +177,7 @@ def _state(row: Row[Any]) -> PartitionState:
         is_absent=bool(row.is_absent),
         moved_at=row.moved_at,
         behind_since=row.behind_since,
-        has_moved=(row.seen_epoch, row.seen_mark) != (row.epoch, row.high_water),
+        stuck_since=row.stuck_since,
+        has_moved=(row.seen_epoch, row.applied) != (row.epoch, row.events),
+        skipped_from=skipped_from,
     )

@@ -80,7 +80,7 @@ class _Transaction:
             [
                 (
                     *(self.partition, s.epoch, s.first_sequence, s.blob),
-                    *(s.last_sequence, s.readings, rebuild),
+                    *(s.last_sequence, s.readings, rebuild, s.late_enqueued),
                 )
                 for s in change.segments
             ],

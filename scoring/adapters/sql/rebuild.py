@@ -99,7 +99,10 @@ class SqlRebuildStore:
         return [
             (
                 parse_partition(row.partition),
-                Segment(row.epoch, row.first_sequence, row.last_sequence, row.blob, row.readings),
+                Segment(
+                    *(row.epoch, row.first_sequence, row.last_sequence, row.blob, row.readings),
+                    row.late_enqueued,
+                ),
             )
             for row in rows
             if row.partition == first

@@ -89,12 +89,14 @@ hub_answers = Table(
     Column("is_empty", Boolean),
     Column("is_absent", Boolean, nullable=False, server_default=false()),
     Column("asked_at", Instant),
-    # Where the ledger was when somebody looked, and since when it has been there.
+    # How much was applied when somebody looked, and since when it has been that much.
     Column("epoch", Integer),
-    Column("high_water", BigInteger),
     Column("moved_at", Instant),
-    # Since when each look has found the hub to hold more, with the ledger where it is.
+    # Since when each look has found the hub to hold more.
     Column("behind_since", Instant),
+    Column("applied", BigInteger),
+    # Since when that has been so with nothing applied meanwhile.
+    Column("stuck_since", Instant),
     comment="What each hub last said of its partitions, and since when the ledger stands",
 )
 
@@ -164,6 +166,7 @@ segments = Table(
     Column("readings", BigInteger, nullable=False),
     # The rebuild that has put its readings into windows; 0 before the first.
     Column("rebuild", Integer, nullable=False, server_default="0"),
+    Column("late_enqueued", Instant, nullable=False, server_default="0"),
     Index("ix_segments_rebuild", "rebuild", "partition", "epoch", "first_sequence"),
     comment="The manifest of the raw store: a blob that is not named here counts for nothing",
 )

@@ -12,11 +12,13 @@ from sqlalchemy import (
     Connection,
     Double,
     Table,
+    and_,
     case,
     cast,
     func,
     literal_column,
     null,
+    or_,
 )
 
 from scoring.adapters.sql import schema
@@ -25,6 +27,7 @@ from scoring.adapters.sql.bulk.upsert import Row, Upsert
 from scoring.aggregates import Partials
 
 __all__ = [
+    "ABSENCE",
     "ANSWER",
     "MERGE",
     "PREDICT",
@@ -35,7 +38,9 @@ __all__ = [
     "insert",
     "merge_partials",
     "up_to",
+    "upsert_absences",
     "upsert_answers",
+    "upsert_looks",
     "upsert_predictions",
     "upsert_suspects",
 ]
@@ -81,8 +86,21 @@ def upsert_suspects(connection: Connection, rows: Sequence[Row]) -> None:
 
 
 def upsert_answers(connection: Connection, rows: Sequence[Row]) -> None:
-    """Write what hubs said of partitions over what they said before."""
+    """Write what hubs said of partitions over what they said before, and not over what came later.
+
+    Rows: partition, the answer, whether it is absent (False), when it was asked.
+    """
     _upsert(connection, ANSWER, rows)
+
+
+def upsert_absences(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write that hubs have partitions no more: partition, True, when they were asked."""
+    _upsert(connection, ABSENCE, rows)
+
+
+def upsert_looks(connection: Connection, rows: Sequence[Row]) -> None:
+    """Write how much was applied of partitions, and since when; rows as `LOOK` names them."""
+    _upsert(connection, LOOK, rows)
 
 
 def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
@@ -146,15 +164,13 @@ def _merged(old: Any, new: Any) -> dict[str, Any]:
 
 
 def _replacing(
-    table: Table, where: Callable[[Any, Any], ColumnElement[bool]] | None = None
+    table: Table,
+    where: Callable[[Any, Any], ColumnElement[bool]] | None = None,
+    names: tuple[str, ...] = (),
 ) -> Upsert:
-    values = [column.name for column in table.c if not column.primary_key]
-    return Upsert(
-        table,
-        tuple(column.name for column in table.c),
-        lambda _, new: {name: new[name] for name in values},
-        where,
-    )
+    given = names or tuple(column.name for column in table.c)
+    values = [name for name in given if name not in table.primary_key.columns]
+    return Upsert(table, given, lambda _, new: {name: new[name] for name in values}, where)
 
 
 MERGE = Upsert(
@@ -164,4 +180,26 @@ MERGE = Upsert(
 )
 PREDICT = _replacing(schema.predictions, lambda old, new: new.run_number >= old.run_number)
 SUSPECT = _replacing(schema.suspects)
-ANSWER = _replacing(schema.hub_answers)
+ANSWER = _replacing(
+    schema.hub_answers,
+    # As `HubAnswer.precedes`.
+    lambda old, new: or_(
+        old.created.is_(None),
+        new.created.is_(None),
+        new.created > old.created,
+        and_(new.created == old.created, new.last >= old.last),
+    ),
+    (
+        *("partition", "created", "beginning", "last", "last_enqueued", "is_empty"),
+        *("is_absent", "asked_at"),
+    ),
+)
+ABSENCE = _replacing(
+    schema.hub_answers,
+    lambda old, new: or_(old.asked_at.is_(None), new.asked_at >= old.asked_at),
+    ("partition", "is_absent", "asked_at"),
+)
+LOOK = _replacing(
+    schema.hub_answers,
+    names=("partition", "epoch", "moved_at", "behind_since", "applied", "stuck_since"),
+)
