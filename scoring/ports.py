@@ -417,6 +417,13 @@ class EventLog(Protocol):
     def look(self, partition: Partition) -> HubAnswer | None:
         """Ask the hub about a partition; None if it has none of this id."""
 
+    def created_at(self) -> int | None:
+        """Return when the hub was created, epoch microseconds UTC; None if it cannot tell.
+
+        Cheaper than `look`. The answer may be `ledger.CLOCK_TOLERANCE` old: within that time no hub
+        is created again.
+        """
+
     def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         """Give the retained events of a range of sequence numbers, in event batches."""
 

@@ -98,6 +98,10 @@ class FolderEventLog:
         answers = {one: self.look(one) for one in sorted(Partition(*name) for name in names)}
         return {one: answer for one, answer in answers.items() if answer}
 
+    def created_at(self) -> int | None:
+        """Return None: nothing is known of that."""
+        return None
+
     def look(self, partition: Partition) -> HubAnswer | None:
         """Return what is kept of a partition; nothing is known of when its hub was created."""
         segments = self._segments(partition)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +24,7 @@ from azure.eventhub import CheckpointStore, EventData, EventDataBatch
 
 from scoring import instants
 from scoring.adapters.blobs import FolderBlobs
+from scoring.adapters.event_hub import log as event_hub_log
 from scoring.adapters.event_hub.connection import EventHub
 from scoring.adapters.event_hub.consumer import (
     EventHubConsumer,
@@ -315,6 +317,40 @@ class TestRepairing:
         assert found == {("readings/0", "repaired", 1, 4), ("readings/7", "lost", 1, 4)}
         (lost,) = [vars(one) for one in caplog.records if one.getMessage() == "repair.lost"]
         assert (lost["partition"], lost["events"], lost["levelname"]) == ("7", 4, "WARNING")
+
+
+class TestWhenAHubWasCreated:
+    def test_many_who_ask_at_once_are_one_question(
+        self, server: AmqpServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+        answer = AmqpServer.answer
+
+        def count(self: AmqpServer, address: str, given: dict[str, Any]) -> tuple[int, str, Any]:
+            asked.append(address)
+            return answer(self, address, given)
+
+        monkeypatch.setattr(AmqpServer, "answer", count)
+        log = EventHubLog(hub_at(server))
+
+        with ThreadPoolExecutor(8) as pool:
+            found = set(pool.map(lambda _: log.created_at(), range(8)))
+
+        assert found == {server.hubs[HUB].created_at * 1000}
+        assert asked.count("$management") == 1
+
+    def test_one_that_was_created_again_is_noticed_a_second_later(
+        self, server: AmqpServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(event_hub_log, "monotonic", lambda: clock[0])
+        log = EventHubLog(hub_at(server))
+        before = log.created_at()
+        server.hubs[HUB].created_at += 5000
+
+        assert log.created_at() == before
+        clock[0] = 1.1
+        assert log.created_at() == (before or 0) + 5 * instants.SECOND
 
 
 class TestWhatCannotBeReached:

@@ -64,6 +64,9 @@ class ScriptedLog:
     def look(self, partition: Partition) -> HubAnswer | None:
         return HubAnswer(BEGIN, 2, 5, BEGIN + 5 * instants.SECOND)
 
+    def created_at(self) -> int | None:
+        return BEGIN
+
     def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         self.asked.append(partition.id)
         if partition.id in self.fails:

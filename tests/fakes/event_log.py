@@ -106,6 +106,12 @@ class MemoryHub:
             self.created, kept.beginning, kept.end - 1, kept.last_enqueued, not kept.bodies
         )
 
+    def created_at(self) -> int | None:
+        """Return when it was created."""
+        self._answer()
+        self._touched("ask when created")
+        return self.created
+
     def read(self, partition: Partition, first: int, last: int) -> Iterator[EventBatch]:
         """Yield the retained events of a range, at most ten at a time."""
         self._answer()

@@ -403,6 +403,21 @@ def test_since_when_a_partition_lags_is_told_though_it_makes_progress(stream: St
     assert (told["behind"], told["behind_since"]) == (90, began)
 
 
+def test_of_slow_partitions_the_hub_is_asked_only_when_it_was_created(stream: Stream) -> None:
+    """Between any two events it could have been created again: that is one question for all."""
+    for partition, device in BOTH:
+        stream.read(partition, device, stream.now)
+    stream.deliver()
+    stream.hub.asked = 0
+    for _ in range(10):
+        stream.now += 2 * SECOND
+        for partition, device in BOTH:
+            stream.read(partition, device, stream.now)
+            deliver(stream, partition, len(stream.sent) // 2, len(stream.sent) // 2)
+
+    assert stream.hub.asked == 0
+
+
 def test_a_hub_whose_clock_stepped_back_before_it_fell_silent_is_idle(stream: Stream) -> None:
     stream.read("0", "d0", stream.now)
     stream.read("0", "d0", stream.now, stream.now - 3 * SECOND // 2)

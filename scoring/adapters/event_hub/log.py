@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from math import inf
+from time import monotonic
 from typing import Any
 
 from azure.eventhub import EventData, EventHubConsumerClient
@@ -13,7 +15,7 @@ from scoring import instants
 from scoring.adapters.event_hub.connection import DEFAULT_GROUP, EventHub, translated_errors
 from scoring.adapters.event_hub.received import event_batch
 from scoring.errors import Misconfigured, NotFound, Transient
-from scoring.ledger import HubAnswer, Range
+from scoring.ledger import CLOCK_TOLERANCE, HubAnswer, Range
 from scoring.readings import EventBatch, Partition
 
 BATCH_SIZE = 1000
@@ -66,6 +68,9 @@ class EventHubLog:
         self._group = group
         self._batch_size = batch_size
         self._patience = patience
+        self._asking_when_created = threading.Lock()
+        self._asked_when_created = -inf
+        self._created_at: int | None = None
 
     def holds(self, partition: Partition) -> bool:
         """Whether the partition is of this hub."""
@@ -81,6 +86,15 @@ class EventHubLog:
         """Ask the hub about a partition, and when the hub was created; None if it has none."""
         (answer,) = self._look_at([partition])
         return answer
+
+    def created_at(self) -> int | None:
+        """Ask the hub when it was created, for all threads once in a while."""
+        with self._asking_when_created:
+            now = monotonic()
+            if now - self._asked_when_created > CLOCK_TOLERANCE / instants.SECOND:
+                self._created_at = instants.of(self._hub_properties()["created_at"])
+                self._asked_when_created = now
+            return self._created_at
 
     def _look_at(self, partitions: list[Partition]) -> list[HubAnswer | None]:
         # A question takes azure-eventhub a third of a second, most of it asleep.
