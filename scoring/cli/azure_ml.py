@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scoring.cli.state import JsonFlag, check_duration, console, opened, plain, show_json
+from scoring.cli.state import JsonFlag, cell, check_duration, console, opened, plain, show_json
 
 # As the service has them; the SDK would find out only when most is made.
 _CLUSTER = re.compile(r"[a-zA-Z](?![a-zA-Z0-9-]*-\d+$)[a-zA-Z0-9-]{2,23}")
@@ -92,7 +92,7 @@ def publish(
             steps.append(step)
             if not as_json:
                 done = "would be made" if dry_run else "made"
-                console().print(f"{done if step.made else 'unchanged':>13}  {step.what}")
+                console().print(f"{done if step.made else 'unchanged':>13}  {cell(step.what)}")
     if as_json:
         show_json({"dry_run": dry_run, "steps": [plain(step) for step in steps]})
         return
@@ -100,4 +100,4 @@ def publish(
         console().print("nothing to do: all of it is published")
     for step in steps:
         if step.note:
-            console().print(step.note, soft_wrap=True)
+            console().print(cell(step.note), soft_wrap=True)

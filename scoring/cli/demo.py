@@ -131,7 +131,8 @@ def simulate(
     with opened(context) as app, _stage_bars() as advance:
         if out is not None:
             events = write_simulation(simulation, out, advance)
-            console().print(f"{cell(events)} events of {cell(devices * sensors)} sensors in {out}")
+            made = f"{cell(events)} events of {cell(devices * sensors)} sensors"
+            console().print(f"{made} in {cell(out)}")
             return
         outcome = send_simulation(app, simulation, now(), advance, restart=restart)
     console().print(
@@ -211,7 +212,8 @@ def _show(report: "DemoReport", folder: Path) -> None:
         for stage in report.stages
     ]
     show_rows("stages", stages, _STAGES, as_json=False)
-    out.print(f"look around: python -m scoring --data {folder} status | anomalies | runs | rejects")
+    look = f"python -m scoring --data {cell(folder)}"
+    out.print(f"look around: {look} status | anomalies | runs | rejects")
 
 
 def _complaints(report: "DemoReport") -> list[dict[str, str]]:

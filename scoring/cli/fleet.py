@@ -195,7 +195,7 @@ def list_(
     if as_json:
         show_json({"version": fleet.version, "versions": versions, "models": [*map(plain, models)]})
         return
-    console().print(f"fleets: {', '.join(versions)}")
+    console().print(f"fleets: {cell(', '.join(versions))}")
     columns = {name: name.replace("_", " ") for name in ("device", "sensor", "kind", "source")}
     show_rows(f"{fleet.version}: {len(fleet):,} models", models, columns, as_json=False)
 

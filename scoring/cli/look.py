@@ -82,8 +82,8 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
         if sentence := _WAITS.get(told["standing"]):
             since = plain_instant(told["behind_since"]) if told["behind_since"] else "a moment ago"
             console().print(
-                f"partition {name} is {told['standing']}: {cell(told['behind'])} events, at least,"
-                f" since {since}; {sentence}",
+                f"partition {cell(name)} is {told['standing']}: {cell(told['behind'])} events,"
+                f" at least, since {since}; {sentence}",
                 highlight=False,
                 soft_wrap=True,
             )
