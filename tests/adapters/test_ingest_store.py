@@ -88,15 +88,16 @@ class TestAnswersOfHubs:
     ) -> None:
         """What ingest writes while somebody looks is not undone."""
         newer = replace(self.NEW, last=7)
-        read = hubs.read_states
+        read = hubs._read
 
-        def meanwhile(connection: Connection) -> list[PartitionState]:
+        def meanwhile(connection: Connection) -> list[tuple[PartitionState, int]]:
             found = read(connection)
             hubs.write_answer(connection, str(P0), newer)
             return found
 
-        monkeypatch.setattr(hubs, "read_states", meanwhile)
-        store.observe({}, 100)
+        with monkeypatch.context() as patch:
+            patch.setattr(hubs, "_read", meanwhile)
+            store.observe({}, 100)
 
         assert self.answer(store) == newer
 

@@ -106,23 +106,20 @@ def _read(connection: Connection) -> list[tuple[PartitionState, int]]:
         .order_by(table.partition)
     )
     rows = connection.execute(statement).all()
-    skipped = _skipped(connection, {row.partition: row.high_water for row in rows})
+    marks = {(row.partition, row.epoch): row.high_water for row in rows}
+    skipped = _skipped(connection, marks)
     return [(_state(row, skipped.get(row.partition)), row.events) for row in rows]
 
 
-def _skipped(connection: Connection, marks: Mapping[str, int | None]) -> dict[str, int]:
-    """Return the first numbers of the open gaps that reach to the high-water marks."""
-    ledger = newest_epochs()
-    same = (gaps.c.partition == ledger.c.partition) & (gaps.c.epoch == ledger.c.epoch)
-    statement = (
-        select(gaps.c.partition, gaps.c.first_sequence, gaps.c.last_sequence)
-        .join_from(gaps, ledger, same)
-        .where(gaps.c.state == "open")
-        .order_by(gaps.c.partition, gaps.c.first_sequence.desc())
-    )
+def _skipped(connection: Connection, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    """Return the first numbers of the open gaps that reach to the marks of newest epochs."""
+    columns = (gaps.c.partition, gaps.c.epoch, gaps.c.first_sequence, gaps.c.last_sequence)
+    statement = select(*columns).where(gaps.c.state == "open")
     first: dict[str, int] = {}
-    for partition, begin, end in connection.execute(statement):
-        mark = marks.get(partition)
+    for partition, epoch, begin, end in connection.execute(
+        statement.order_by(gaps.c.partition, gaps.c.first_sequence.desc())
+    ):
+        mark = marks.get((partition, epoch))
         # Several that adjoin each other were skipped one after another.
         if mark is not None and end == first.get(partition, mark + 1) - 1:
             first[partition] = begin
@@ -137,7 +134,8 @@ def observe(
     Whoever applies events writes answers too, and no lock keeps it from that: what was written
     meanwhile stays if it is of a later answer. Return how every partition stands then.
     """
-    known = {str(state.partition) for state in read_states(connection) if not state.ended}
+    alive = select(partitions.c.partition).where(~partitions.c.ended)
+    known = set(connection.execute(alive).scalars())
     given = sorted((str(partition), answer) for partition, answer in answers.items())
     heard = [(name, *astuple(a), False, now) for name, a in given if a and name in known]
     bulk.upsert_answers(connection, heard)
