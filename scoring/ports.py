@@ -556,5 +556,8 @@ class RunStore(Protocol):
     def save_suspects(self, changed: Sequence[Suspect]) -> None:
         """Add suspects, or replace what was known of them."""
 
+    def forget_trials(self, run: ScoringRun) -> None:
+        """Forget that a run has tried suspects: the engine did not come to it."""
+
     def clear_suspects(self, run: ScoringRun) -> None:
         """Forget the suspects that the engine has scored in a run."""

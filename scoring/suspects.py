@@ -48,9 +48,9 @@ class Suspect:
         When it was set aside, epoch microseconds UTC; None while it is only a suspect.
     newest_aside
         The newest window start that a run has answered as set aside, since then; None if none was.
-    tried_at
-        When a run last tried it although it was set aside, epoch microseconds UTC; None if none
-        has.
+    tried_at, tried_in
+        When a run last tried it although it was set aside, epoch microseconds UTC, and the number
+        of that run; None if none has.
     """
 
     device: str
@@ -64,6 +64,7 @@ class Suspect:
     set_aside_at: int | None = None
     newest_aside: int | None = None
     tried_at: int | None = None
+    tried_in: int | None = None
 
     @property
     def key(self) -> Sensor:
@@ -157,4 +158,5 @@ def _after(  # noqa: PLR0913, PLR0917 - all that a suspect is made of
         # Which windows were set aside before says nothing of those that have failed now.
         set_aside_at=now if failures >= ALONE else None,
         tried_at=before.tried_at if before else None,
+        tried_in=before.tried_in if before else None,
     )

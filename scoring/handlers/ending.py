@@ -91,6 +91,14 @@ class EndRuns:
         self.store.clear_suspects(run)
         self.end(run, RunState.FAILING, now, cause)
 
+    def stop(self, run: ScoringRun, state: RunState, now: datetime, cause: str) -> None:
+        """End a run as `end` does, that the engine never began with, or somebody stopped.
+
+        It says nothing of the sensors in it.
+        """
+        self.store.forget_trials(run)
+        self.end(run, state, now, cause)
+
     def end(self, run: ScoringRun, state: RunState, now: datetime, cause: str) -> None:
         """End a run as failing or canceling; its windows become pending again."""
         self.store.transition(run, state, instants.of(now), cause)
@@ -124,6 +132,7 @@ class EndRuns:
         except Exception as error:  # noqa: BLE001 - its windows go back whatever the engine meets
             facts = {"run": run_id, "cause": cause_of(error)}
             log.warning("watch.not_stopped_yet", extra=facts)
+        self.store.forget_trials(run)
         self.finish(run, now)
         return self.store.run(run_id)
 

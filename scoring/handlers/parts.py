@@ -92,7 +92,11 @@ class Suspects:
     def tried(self) -> list[Suspect]:
         """Return those that the run tries although they were set aside, as tried now."""
         placed = (self._known[sensor] for sensor in self._placed)
-        return [replace(one, tried_at=self._now) for one in placed if one.set_aside_at is not None]
+        return [
+            replace(one, tried_at=self._now, tried_in=self._run.number)
+            for one in placed
+            if one.set_aside_at is not None
+        ]
 
     def order(self) -> list[int]:
         """Return the suspects' parts in the order in which the engine is to take them."""

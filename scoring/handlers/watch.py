@@ -110,7 +110,7 @@ class WatchRuns:
                     self._note_delay(run, error)
                 raise
             waited = f"not submitted within {_text(self.queue_limit)}: {cause_of(error)}"
-            self.ending.end(run, RunState.FAILING, now, waited)
+            self.ending.stop(run, RunState.FAILING, now, waited)
         if run.state in _WITH_ENGINE:
             self._follow(run, now, self._look)
         elif run.state == RunState.SCORED:
@@ -185,7 +185,7 @@ class WatchRuns:
                 self.logs.keep(run.run_id, report.logs)
                 self.ending.fail(run, now, report.cause or "the engine gave no cause")
             case EngineState.CANCELED:
-                self.ending.end(run, RunState.CANCELING, now, "canceled at the engine")
+                self.ending.stop(run, RunState.CANCELING, now, "canceled at the engine")
             case _:
                 self._go_on(run, report, now)
                 return
@@ -211,7 +211,9 @@ class WatchRuns:
         if late := self._lateness(run, report, instants.of(now)):
             status = report.status or report.state.value
             cause = f"{late}, and canceled then; the engine says: {status}"
-            self.ending.end(run, RunState.FAILING, now, cause)
+            has_begun = report.started is not None or report.state != EngineState.QUEUED
+            end = self.ending.end if has_begun else self.ending.stop
+            end(run, RunState.FAILING, now, cause)
             self.engine.cancel(run.run_id)
 
     def _lateness(self, run: ScoringRun, report: EngineReport, now: int) -> str:

@@ -188,7 +188,7 @@ def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -
         "epochs": ("created ",),
         "window_partials": ("late_enqueued ",),
         "segments": ("rebuild ", "late_enqueued "),
-        "suspects": ("tried_at ",),
+        "suspects": ("tried_at ", "tried_in "),
         "hub_answers": ("applied ", "stuck_since "),
     }
     # A column that went again.

@@ -440,6 +440,39 @@ def test_a_run_that_cannot_be_completed_says_why_and_is_given_up(
     assert app.queries.run(runs[0]).cause.startswith("not known to be done within 8:00:00: no rou")
 
 
+@pytest.mark.parametrize(
+    ("end", "counts"), [("cancel", False), ("queue", False), ("fail", True), ("late", True)]
+)
+def test_a_trial_counts_unless_the_engine_never_came_to_it(
+    app: App, engine: ScriptedEngine, end: str, counts: bool
+) -> None:
+    store, fleet = app.submit.store, app.shelf.current()
+    store.save_suspects([Suspect("d1", "s1", fleet, 0, 1, 1, 3, "boom", set_aside_at=0)])
+    rows = partials({("d1", "s1", BEGIN): [1.0]})
+    save(app.database, P0, partials=rows, watermark=LATER, last_enqueued=BEGIN)
+    run = app.submit("timer", fleet, NOW, "000009")
+    assert run is not None
+    (tried,) = store.suspects()
+    assert (tried.tried_at, tried.tried_in) == (instants.of(NOW), run.number)
+
+    later = NOW + timedelta(hours=9)
+    match end:
+        case "cancel":
+            app.watch.cancel(run.run_id, NOW)
+        case "queue":
+            queued(app, engine, run.run_id, "Queued")
+            app.watch(later, "000000")
+        case "fail":
+            engine.said[run.run_id] = EngineReport(EngineState.FAILED, "killed")
+            app.watch(later, "000000")
+        case _:
+            engine.said[run.run_id] = EngineReport(EngineState.RUNNING, started=instants.of(NOW))
+            app.watch(later, "000000")
+
+    assert app.queries.run(run.run_id).state in {RunState.FAILED, RunState.CANCELED}
+    assert [bool(one.tried_at) for one in store.suspects()] == [counts]
+
+
 @pytest.mark.parametrize("damage", ["deleted", "truncated"])
 def test_a_run_whose_aside_part_is_gone_after_it_was_answered_completes(
     app: App, engine: ScriptedEngine, damage: str

@@ -330,6 +330,13 @@ class SqlRunStore:
             bulk.upsert_suspects(connection, rows)
 
     @retried
+    def forget_trials(self, run: ScoringRun) -> None:
+        """Forget that a run has tried suspects: the engine did not come to it."""
+        tried = update(suspects).where(suspects.c.tried_in == run.number)
+        with self._database.write() as connection:
+            connection.execute(tried.values(tried_at=None, tried_in=None))
+
+    @retried
     def clear_suspects(self, run: ScoringRun) -> None:
         """Forget the suspects that the engine has scored in a run."""
         said, part = predictions.c, run_parts.c

@@ -244,6 +244,7 @@ suspects = Table(
     Column("set_aside_at", Instant),
     Column("newest_aside", Instant),
     Column("tried_at", Instant),
+    Column("tried_in", Integer),
     sqlite_with_rowid=False,
     comment="Sensors that may be why a part failed, and those that are set aside",
 )

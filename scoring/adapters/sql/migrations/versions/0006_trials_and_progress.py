@@ -12,6 +12,7 @@ depends_on = None
 def upgrade() -> None:
     """Add the columns; what is known of progress begins anew."""
     op.add_column("suspects", sa.Column("tried_at", sa.BigInteger()))
+    op.add_column("suspects", sa.Column("tried_in", sa.Integer()))
     op.add_column("hub_answers", sa.Column("applied", sa.BigInteger()))
     op.add_column("hub_answers", sa.Column("stuck_since", sa.BigInteger()))
     with op.batch_alter_table("hub_answers") as table:
@@ -29,4 +30,5 @@ def downgrade() -> None:
         table.drop_column("stuck_since")
         table.drop_column("applied")
     with op.batch_alter_table("suspects") as table:
+        table.drop_column("tried_in")
         table.drop_column("tried_at")
