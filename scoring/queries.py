@@ -220,6 +220,9 @@ class StoreStatus:
         The first runs that have ended while the engine may still be at work on them.
     suspects, set_aside
         Sensors that may be why a part failed, and those of them whose windows are set aside.
+    is_rebuilding
+        Whether a rebuild of the windows has begun and not ended: until then no run begins, and
+        windows may be few.
     """
 
     window: int
@@ -232,6 +235,7 @@ class StoreStatus:
     open_jobs: list[OpenJob] = field(default_factory=list)
     suspects: int = 0
     set_aside: int = 0
+    is_rebuilding: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,13 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
     }
     for name, value in facts.items():
         console().print(f"{name:>8}  {value}", highlight=False)
+    if found.is_rebuilding:
+        console().print(
+            f"windows are being rebuilt with {found.window / 1e6:g} s, and no run begins meanwhile;"
+            " if that was stopped, `rebuild-windows` goes on",
+            highlight=False,
+            soft_wrap=True,
+        )
     for name, told in standings.items():
         if sentence := _WAITS.get(told["standing"]):
             since = plain_instant(told["behind_since"]) if told["behind_since"] else "a moment ago"

@@ -242,10 +242,14 @@ def repair_gaps(context: typer.Context, as_json: JsonFlag = False) -> None:
 
 def rebuild_windows(context: typer.Context, window: Window = None) -> None:
     """Compute all windows anew from the raw segments, in another size if given."""
-    from scoring.settings import duration
+    from scoring.errors import Misconfigured
+    from scoring.settings import duration, too_young
 
     with opened(context) as app, progress("rebuild") as advance:
         size = duration(window) if window else app.window
+        # Before anything is deleted: no command would start with these windows and settings.
+        if problems := too_young(app.settings, size):
+            raise Misconfigured(problems)
         readings = app.rebuild_windows(size, advance)
         windows = app.queries.status().windows
     console().print(

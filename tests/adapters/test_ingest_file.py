@@ -11,9 +11,11 @@ from random import Random
 
 import pytest
 
+from scoring import instants
 from scoring.adapters.files import ReadingsFile
 from scoring.adapters.sql.schema import facts, partitions
 from scoring.bootstrap import App, FileOutcome
+from scoring.horizon import Standing
 from scoring.readings import FieldNames
 from scoring.settings import Settings
 
@@ -247,6 +249,29 @@ def test_a_file_that_grows_holds_windows_open_again_until_it_has_ended(
     assert ended() == {False}
     ingest(app, path, names)
     assert ended() == {True}
+
+
+def test_a_file_that_has_grown_is_not_taken_for_one_that_nobody_reads(
+    app: App, tmp_path: Path
+) -> None:
+    """Its partitions were last seen to go on before it grew, longer ago than the idle timeout."""
+    path, names = tmp_path / "a.csv", FieldNames("who", "what", "t1", "v1")
+    rows = [f"a{row % 7},b,s,2020-01-01 00:00:00,then,1,x\n" for row in range(60)]
+    path.write_text(HEADER + "".join(rows[:30]))
+    begin = ARRIVED * instants.SECOND
+    ingest(app, path, names, tell=lambda: app.hub_progress.ask(begin))
+    app.hub_progress.ask(begin)
+    path.write_text(HEADER + "".join(rows))
+    later = begin + 3600 * instants.SECOND
+    seen: list[Standing] = []
+
+    def look() -> None:
+        app.hub_progress.ask(later)
+        seen.extend(standing for _, standing in app.hub_progress.standings(later))
+
+    ingest(app, path, names, tell=look)
+
+    assert set(seen) == {Standing.ACTIVE}
 
 
 def test_an_old_copy_of_a_file_that_has_grown_is_known(app: App, tmp_path: Path) -> None:

@@ -20,9 +20,12 @@ import pytest
 from sqlalchemy import exc
 
 from scoring.adapters.sql import bulk
+from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.rebuild import SqlRebuildStore
 from scoring.adapters.sql.schema import HEAD
 from scoring.bootstrap import open_app
 from scoring.demo import demo_folder
+from scoring.instants import SECOND
 from scoring.runs import RunState, ScoringRun
 from tests.adapters.engines import eventually
 from tests.e2e.commands import Outcome, run_here
@@ -232,6 +235,32 @@ class TestEveryCommand:
         assert (status["window"], status["windows"], status["pending"]) == (600_000_000, 8, 8)
         assert scoring("anomalies", "--json").json == []
         assert [w["count"] for w in scoring("windows", "d0", "s", "--json").json] == [10] * 4
+
+    def test_a_rebuild_that_was_stopped_is_seen_in_the_status(
+        self, scoring: Scoring, scored: Path, data: Path
+    ) -> None:
+        assert scoring("status", "--json").json["is_rebuilding"] is False
+        with closing(Database.file(data / "store.db")) as database:
+            SqlRebuildStore(database).begin(600 * SECOND)
+
+        assert "being rebuilt with 600 s, and no run begins" in " ".join(
+            scoring("status").out.split()
+        )
+        assert scoring("status", "--json").json["is_rebuilding"] is True
+        scoring("rebuild-windows")
+        assert scoring("status", "--json").json["is_rebuilding"] is False
+
+    def test_a_size_that_the_settings_contradict_is_refused_before_anything_is_deleted(
+        self, scoring: Scoring, scored: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = scoring("status", "--json").json["windows"]
+        monkeypatch.setenv("SCORING_MAX_AGE", "30min")
+
+        error = scoring("rebuild-windows", "--window", "1h").error()
+
+        assert "SCORING_MAX_AGE" in error
+        assert "SCORING_WINDOW" in error
+        assert scoring("status", "--json").json["windows"] == before
 
     def test_a_new_store_is_made_by_migrate(self, scoring: Scoring, data: Path) -> None:
         assert f"schema {HEAD}" in scoring("migrate").out

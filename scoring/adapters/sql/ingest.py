@@ -21,7 +21,15 @@ from scoring.adapters.sql.hubs import (
     read_states,
     write_answer,
 )
-from scoring.adapters.sql.schema import epochs, facts, gaps, partitions, rejects, segments
+from scoring.adapters.sql.schema import (
+    epochs,
+    facts,
+    gaps,
+    hub_answers,
+    partitions,
+    rejects,
+    segments,
+)
 from scoring.errors import Transient
 from scoring.horizon import PartitionState
 from scoring.ledger import Epoch, HubAnswer
@@ -260,6 +268,9 @@ class SqlIngestStore:
             if before and before.size < note.size:
                 of_file = partitions.c.partition.startswith(f"{hub}/", autoescape=True)
                 connection.execute(update(partitions).where(of_file).values(ended=False))
+                # When it was seen to stand still was before it grew.
+                looked = hub_answers.c.partition.startswith(f"{hub}/", autoescape=True)
+                connection.execute(update(hub_answers).where(looked).values(moved_at=None))
         return note
 
     def gaps(self, state: str | None = None) -> list[Gap]:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, func, literal, select, true
 
 from scoring.adapters.sql import paging
-from scoring.adapters.sql.facts import read_window
+from scoring.adapters.sql.facts import Phase, read_window_facts
 from scoring.adapters.sql.hubs import newest_epoch
 from scoring.adapters.sql.queries.reader import Reader, fetch
 from scoring.adapters.sql.schema import (
@@ -46,8 +46,9 @@ class IncomingQueries(Reader):
         by_state = select(gaps.c.state, func.count(), events).group_by(gaps.c.state)
         by_reason = select(rejects.c.reason, func.count()).where(~rejects.c.replayed)
         with self._database.read() as connection:
+            facts = read_window_facts(connection)
             return StoreStatus(
-                window=read_window(connection) or 0,
+                window=facts.size or 0,
                 partitions=[PartitionStatus(*row) for row in fetch(connection, _partitions())],
                 gaps={state: GapCounts(*n) for state, *n in fetch(connection, by_state)},
                 rejects=dict(fetch(connection, by_reason.group_by(rejects.c.reason))),
@@ -64,6 +65,7 @@ class IncomingQueries(Reader):
                 set_aside=connection.execute(
                     _count_suspects(suspects.c.set_aside_at.is_not(None))
                 ).scalar_one(),
+                is_rebuilding=facts.phase is not Phase.DONE,
             )
 
     def partitions(self, limit: int, after: str | None = None) -> list[PartitionStatus]:
