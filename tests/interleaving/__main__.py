@@ -22,9 +22,9 @@ def main() -> int:
     """Play what the command line asks for; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.interleaving", description=__doc__)
     parser.add_argument("--sqlite", type=int, default=1000, help="schedules on SQLite")
-    parser.add_argument("--postgresql", type=int, default=600, help="schedules on PostgreSQL")
+    parser.add_argument("--postgresql", type=int, default=500, help="schedules on PostgreSQL")
     parser.add_argument("--incoming-sqlite", type=int, default=400, help="of what comes in")
-    parser.add_argument("--incoming-postgresql", type=int, default=250, help="of what comes in")
+    parser.add_argument("--incoming-postgresql", type=int, default=200, help="of what comes in")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule")
     chosen = parser.parse_args()
     if chosen.postgresql + chosen.incoming_postgresql and not POSTGRESQL.is_here():

@@ -134,12 +134,10 @@ def observe(
     Whoever applies events writes answers too, and no lock keeps it from that: what was written
     meanwhile stays if it is of a later answer. Return how every partition stands then.
     """
-    alive = select(partitions.c.partition).where(~partitions.c.ended)
-    known = set(connection.execute(alive).scalars())
     given = sorted((str(partition), answer) for partition, answer in answers.items())
-    heard = [(name, *astuple(a), False, now) for name, a in given if a and name in known]
+    heard = [(name, *astuple(a), False, now) for name, a in given if a]
     bulk.upsert_answers(connection, heard)
-    absent = [(name, True, now) for name, answer in given if answer is None and name in known]
+    absent = [(name, True, now) for name, answer in given if answer is None]
     bulk.upsert_absences(connection, absent)
     rows = list(_read(connection))
     states = [state if state.ended else state.looked_at(now) for state, _ in rows]
