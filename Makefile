@@ -27,7 +27,7 @@ schedules: $(VENV)/.dev
 
 # What takes long: a failure at every single point, where `make test` takes a sample, and `make e2e`.
 exhaustive: $(VENV)/.dev
-	$(PY) -m pytest -n auto -m exhaustive $(ARGS)
+	$(PY) -m pytest -n auto -m exhaustive --timeout=900 $(ARGS)
 
 # The function app on real parts; PostgreSQL and Azurite must be there (`make services`).
 e2e: $(VENV)/.dev
