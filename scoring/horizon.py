@@ -65,8 +65,10 @@ class PartitionState:
     moved_at
         When it was first seen to be where it was at the last look, epoch microseconds UTC; None if
         nobody looked.
+    events
+        How many events were ever applied.
     has_moved
-        Whether anything was applied since that look.
+        Whether any was applied since that look.
     behind_since, stuck_since
         Since when each look has found it behind, and since when nothing was applied meanwhile;
         epoch microseconds UTC.
@@ -88,6 +90,7 @@ class PartitionState:
     asked_at: int | None = None
     is_absent: bool = False
     moved_at: int | None = None
+    events: int = 0
     has_moved: bool = False
     behind_since: int | None = None
     stuck_since: int | None = None

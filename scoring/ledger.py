@@ -146,8 +146,8 @@ def admit(
         return [replace(newest, created=created)]
     if newest.created is not None and created < newest.created:
         return []
-    opened = [_unspoken(_next_number(known), 0, created)]
-    return [*([skip(newest, before)] if before else []), *opened]
+    opened = _unspoken(_next_number(known), 0, created)
+    return [skip(newest, before), opened] if before else [opened]
 
 
 def skip(epoch: Epoch, answer: HubAnswer) -> Epoch:

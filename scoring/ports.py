@@ -291,6 +291,17 @@ class Gap:
         """How many events it spans."""
         return self.last - self.first + 1
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """Its place, as lines of the log name it."""
+        return {
+            "hub": self.partition.hub,
+            "partition": self.partition.id,
+            "epoch": self.epoch,
+            "first_sequence": self.first,
+            "last_sequence": self.last,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class FileNote:

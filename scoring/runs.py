@@ -151,11 +151,11 @@ def parse_prediction_name(name: str) -> tuple[str, int]:
 
 
 _DIGITS = 9
+"""Of a part's number: it is an integer of every database."""
 
 
 def _is_part_name(file: str) -> bool:
     digits = file.removeprefix("part-").removesuffix(".parquet")
-    # No longer than a database's integer.
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= _DIGITS
     return is_number and file == part_name(int(digits))
 

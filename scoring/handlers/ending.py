@@ -63,7 +63,8 @@ class EndRuns:
         Where parts failed, and so few that it is tolerated, their windows become pending again;
         where more failed, or all, so does the run.
         """
-        if self.store.run(run.run_id).state != RunState.SCORED:
+        current = self.store.run(run.run_id)
+        if current.state != RunState.SCORED:
             return
         if evidence := self._evidence(run, self.index_new(run)):
             self._suspect(run, evidence, now, guess=True)
@@ -77,7 +78,7 @@ class EndRuns:
                 self.end(run, RunState.FAILING, now, cause)
                 return
             self.store.note(run, RunState.SCORED, f"{cause}; their windows are pending again")
-        elif self.store.run(run.run_id).cause:
+        elif current.cause:
             # What kept it from being completed until now.
             self.store.note(run, RunState.SCORED, "")
         self._note_aside(run, parts)
@@ -230,12 +231,7 @@ class EndRuns:
 
     def _sensors(self, run: ScoringRun, number: int) -> tuple[tuple[str, str], ...]:
         """Return the sensors of an input part; none where the part itself is what is damaged."""
-        name = run.input_prefix + part_name(number)
-        try:
-            data, _ = self.blobs.read(name)
-            table = read_table(data, INPUT_SCHEMA, name)
-        except (NotFound, BadInput):
-            return ()
+        table = self._rows(run.input_prefix + part_name(number), INPUT_SCHEMA)
         names = (table[column].to_pylist() for column in ("device", "sensor"))
         return tuple(dict.fromkeys(zip(*names, strict=True)))
 
@@ -243,7 +239,11 @@ class EndRuns:
         """Note which windows were answered as set aside: others of these sensors have changed."""
         known = {suspect.key: suspect for suspect in self.store.suspects()}
         changed = {}
-        for table in (self._aside(run, part.number) for part in parts if part.is_aside):
+        for part in parts:
+            if not part.is_aside:
+                continue
+            # Where it is gone, it was indexed all the same.
+            table = self._rows(run.aside_prefix + part_name(part.number), PREDICTION_SCHEMA)
             rows = zip(*(table[c].to_pylist() for c in ("device", "sensor")), strict=True)
             starts = table["window_start"].cast("int64").to_pylist()
             for sensor, start in zip(rows, starts, strict=True):
@@ -253,14 +253,13 @@ class EndRuns:
         if changed:
             self.store.save_suspects(list(changed.values()))
 
-    def _aside(self, run: ScoringRun, number: int) -> pa.Table:
-        """Return what a run answered as set aside; nothing where that is gone: it is indexed."""
-        name = run.aside_prefix + part_name(number)
+    def _rows(self, name: str, schema: pa.Schema) -> pa.Table:
+        """Return the rows of a part; none, and a warning, where it is gone or damaged."""
         try:
-            return read_table(self.blobs.read(name)[0], PREDICTION_SCHEMA, name)
-        except (NotFound, InvalidPart) as error:
-            log.warning("watch.aside_lost", extra={"run": run.run_id, "cause": str(error)})
-            return PREDICTION_SCHEMA.empty_table()
+            return read_table(self.blobs.read(name)[0], schema, name)
+        except (NotFound, BadInput) as error:
+            log.warning("watch.part_unreadable", extra={"part": name, "cause": str(error)})
+            return schema.empty_table()
 
 
 def _summary(failed: list[IndexedPart], parts: int) -> str:

@@ -8,7 +8,7 @@ from scoring import ledger
 from scoring.errors import ScoringError, cause_of
 from scoring.horizon import HorizonRules, PartitionState, Standing
 from scoring.ledger import HubAnswer
-from scoring.ports import EventLog, IngestStore
+from scoring.ports import EventLog, Gap, IngestStore
 from scoring.readings import Partition
 from scoring.retrying import retried
 
@@ -59,17 +59,15 @@ class HubProgress:
         with self.store.transaction(state.partition) as transaction:
             newest = ledger.in_order(transaction.epochs)[-1]
             answer = transaction.answer
-            where = (newest.number, newest.high_water)
-            if answer is None or where != (state.epoch, state.high_water):
+            has_moved = (newest.number, newest.high_water) != (state.epoch, state.high_water)
+            if answer is None or has_moved:
                 return
-            skipped = ledger.skip(newest, answer)
-            if skipped == newest:
+            after = ledger.skip(newest, answer)
+            if after == newest:
                 return
-            transaction.admit([skipped], answer)
-        facts = {"hub": state.partition.hub, "partition": state.partition.id, "epoch": where[0]}
-        numbers = {"first_sequence": where[1] + 1, "last_sequence": skipped.high_water}
-        events = {"events": skipped.high_water - where[1]}
-        log.warning("hub.skipped", extra=facts | numbers | events)
+            transaction.admit([after], answer)
+        gap = Gap(state.partition, after.number, newest.high_water + 1, after.high_water, "open")
+        log.warning("hub.skipped", extra=gap.facts | {"events": gap.events})
 
     def standings(self, now: int) -> list[tuple[PartitionState, Standing]]:
         """Return how each partition stands."""

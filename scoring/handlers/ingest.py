@@ -320,11 +320,7 @@ def _in_order(batch: EventBatch, epoch_of: I64, readings: Readings) -> Readings:
 
 
 def write_segment(
-    blobs: Blobs,
-    batch: EventBatch,
-    epoch: int,
-    readings: Readings,
-    source: bytes = b"",
+    blobs: Blobs, batch: EventBatch, epoch: int, readings: Readings, source: bytes = b""
 ) -> Segment:
     """Write readings of one epoch as a segment; gives its row of the manifest.
 

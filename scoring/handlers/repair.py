@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,7 +94,7 @@ class RepairGaps:
                     outcome += applied
                     tell(applied)
             except Exception as error:  # noqa: BLE001 - a defect that one gap meets is its own too
-                _log_failure(gap, error)
+                _log_failure("repair.gap_failed", gap.facts, error)
                 failure = failure or error
         if failure:
             raise failure
@@ -124,7 +123,7 @@ class RepairGaps:
             last = min(kept_from - 1, gap.last)
             lost = Gap(gap.partition, gap.epoch, gap.first, last, "lost")
             self.store.mark_lost(lost)
-            log.warning("repair.lost", extra=_facts(lost) | {"events": lost.events})
+            log.warning("repair.lost", extra=lost.facts | {"events": lost.events})
         if kept_from <= gap.last:
             yield from self.log.read(gap.partition, kept_from, gap.last)
 
@@ -137,21 +136,11 @@ def _stands_still(state: PartitionState, now: int) -> bool:
     return since is not None and since <= now - STILL
 
 
-def _log_failure(gap: Gap, error: Exception) -> None:
-    facts = _facts(gap) | {"error": type(error).__name__, "cause": cause_of(error)}
+def _log_failure(event: str, facts: Mapping[str, object], error: Exception) -> None:
+    extra = {**facts, "error": type(error).__name__, "cause": cause_of(error)}
     # Only one error is raised: nobody else would show where a defect is.
     trace = None if isinstance(error, ScoringError) else error
-    log.warning("repair.gap_failed", extra=facts, exc_info=trace)
-
-
-def _facts(gap: Gap) -> dict[str, Any]:
-    return {
-        "hub": gap.partition.hub,
-        "partition": gap.partition.id,
-        "epoch": gap.epoch,
-        "first_sequence": gap.first,
-        "last_sequence": gap.last,
-    }
+    log.warning(event, extra=extra, exc_info=trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +161,9 @@ class ReplayRejects:
             try:
                 done, left = self._all(partition, None, None, {})
                 replayed, stay = replayed + done, stay + left
-            except Exception as error:
-                # A defect that one partition meets is its own too.
-                facts = {"partition": str(partition), "cause": cause_of(error)}
-                log.warning("replay.partition_failed", extra=facts, exc_info=error)
+            except Exception as error:  # noqa: BLE001 - a defect of one partition is its own too
+                facts = {"partition": str(partition)}
+                _log_failure("replay.partition_failed", facts, error)
                 failure = failure or error
         if failure:
             raise failure

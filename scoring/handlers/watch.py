@@ -192,7 +192,7 @@ class WatchRuns:
         self.store.close_job(run)
 
     def _lost(self, run: ScoringRun, now: datetime) -> None:
-        """Give a run to the engine again that it does not know, a number of times.
+        """Resubmit a run that the engine does not know, a number of times.
 
         It counts once the engine has taken it again: one that refuses it has not lost it anew.
         """

@@ -86,17 +86,17 @@ class TestAnswersOfHubs:
     def test_a_hub_that_was_not_asked_leaves_all_answers_as_they_are(
         self, database: Database, store: IngestStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What ingest writes while somebody looks is not undone."""
+        """An answer that ingest writes while somebody looks is not undone."""
         newer = replace(self.NEW, last=7)
-        read = hubs._read
+        read = hubs.read_states
 
-        def meanwhile(connection: Connection) -> list[tuple[PartitionState, int]]:
+        def meanwhile(connection: Connection) -> list[PartitionState]:
             found = read(connection)
             hubs.write_answer(connection, str(P0), newer)
             return found
 
         with monkeypatch.context() as patch:
-            patch.setattr(hubs, "_read", meanwhile)
+            patch.setattr(hubs, "read_states", meanwhile)
             store.observe({}, 100)
 
         assert self.answer(store) == newer

@@ -183,7 +183,7 @@ def event(partition: str, elements: list[dict[str, object]]) -> EventBatch:
 def test_an_event_that_holds_one_reading_twice_is_replayed(
     app: App, elements: list[dict[str, object]]
 ) -> None:
-    """Under the name of before and the new one; or more often than one transaction replays."""
+    """The old name and the new one of a field, or more elements than one transaction replays."""
     ingest = app.ingest()
     ingest(event("9", elements))
     renamed = replace(ingest, decoder=ReadingDecoder(FieldNames(value="v")))

@@ -50,7 +50,7 @@ def stream(database: Database) -> Stream:
 
 
 class Poisoned(ReadingDecoder):
-    """Has a defect that partition 1 of a hub meets, or the last one of 32."""
+    """A decoder with a defect that partition 1 of a hub meets, or the last one of 32."""
 
     def decode(self, batch: EventBatch) -> tuple[Readings, list[Reject]]:
         if batch.partition.id in {"1", "31"}:
@@ -150,18 +150,23 @@ class TestHubsThatAreCreatedAgain:
         assert stream.missing == {}
         assert stream.store.partitions() == {Partition("hub", "0"): 1}
 
-    def test_what_the_old_hub_was_seen_to_hold_is_lost(self, database: Database) -> None:
+    @pytest.mark.parametrize("partitions", [2, 1], ids=["of the same size", "without it"])
+    def test_what_the_old_hub_was_seen_to_hold_is_lost(
+        self, database: Database, partitions: int
+    ) -> None:
         stream = Stream(database, MemoryHub("other", 2, BEGIN - HOUR))
         fill(stream, "1", 10)
         deliver(stream, "1", 0, 4)
         stream.progress.ask(stream.now)
         stream.now += MINUTE
-        stream.hub.create(2, stream.now)
+        stream.hub.create(partitions, stream.now)
         stream.now += MINUTE
 
-        stream.mend()
+        for _ in range(3):
+            stream.mend()
+            assert stream.missing == {("1", 0): [(5, 9, "lost")]}
 
-        assert stream.missing == {("1", 0): [(5, 9, "lost")]}
+        assert (stream.standings()["1"] is Standing.ABSENT) == (partitions == 1)
 
     def test_the_same_without_anybody_who_asked_between(self, stream: Stream) -> None:
         fill(stream, "0", 5)
@@ -183,20 +188,6 @@ class TestHubsThatAreCreatedAgain:
         assert stream.standings() == {"0": Standing.ACTIVE, "1": Standing.ABSENT}
         last = max(start for (_, start), scored in stream.scored.items() if scored)
         assert last >= stream.now - 15 * MINUTE
-
-    def test_what_was_seen_of_partitions_that_are_gone_is_lost(self, database: Database) -> None:
-        stream = Stream(database, MemoryHub("other", 2, BEGIN - HOUR))
-        fill(stream, "1", 10)
-        deliver(stream, "1", 0, 4)
-        stream.progress.ask(stream.now)
-        stream.now += MINUTE
-        stream.hub.create(1, stream.now)
-        stream.now += MINUTE
-        for _ in range(3):
-            stream.mend()
-
-        assert stream.missing == {("1", 0): [(5, 9, "lost")]}
-        assert stream.standings()["1"] is Standing.ABSENT
 
     def test_a_survey_of_the_old_hub_that_is_written_late_says_nothing_of_the_new_one(
         self, stream: Stream

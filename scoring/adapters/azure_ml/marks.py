@@ -1,9 +1,10 @@
 """A small blob for each run: which workspace has it, and whether it was canceled without a job."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from scoring.adapters.azure_ml.publication import from_json
 from scoring.errors import Conflict, NotFound, StorageUnusable, Transient
 from scoring.ports import Blobs
 
@@ -106,21 +107,17 @@ def _change(blobs: Blobs, run_id: str, workspace: str, **changes: Any) -> None:
 
 
 def _mark(data: bytes, run_id: str) -> RunMark:
+    problem: object = "its workspace is no text"
     try:
-        facts = json.loads(data)
-        # A later version may have noted more.
-        mark = RunMark(
-            **{field.name: facts[field.name] for field in fields(RunMark) if field.name in facts}
-        )
-    except (ValueError, TypeError, RecursionError) as error:
-        message = (
-            f"the blob {_name(run_id)} is damaged ({error}): delete it once you know, from the"
-            f" studio, that no job {run_id} is at work"
-        )
-        raise StorageUnusable(message) from error
-    if isinstance(mark.workspace, str):
-        return mark
-    message = f"the blob {_name(run_id)} is damaged"
+        mark = from_json(RunMark, data)
+        if isinstance(mark.workspace, str):
+            return mark
+    except ValueError as error:
+        problem = error
+    message = (
+        f"the blob {_name(run_id)} is damaged ({problem}): delete it once you know, from the"
+        f" studio, that no job {run_id} is at work"
+    )
     raise StorageUnusable(message)
 
 

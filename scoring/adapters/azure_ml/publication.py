@@ -1,10 +1,16 @@
 """What is published, as the engine needs to know it: kept in Blob, read with every submit."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, TypeVar
 
 from scoring.errors import Misconfigured, NotFound
 from scoring.ports import Blobs
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 _BLOB = "azure-ml/publication.json"
 
@@ -48,12 +54,26 @@ class Publication:
             problem = "no pipeline is published: `azure-ml publish` does it"
             raise Misconfigured([problem]) from error
         try:
-            facts = json.loads(data)
-            # A later version may have published more.
-            return cls(**{name: facts[name] for name in cls.__dataclass_fields__ if name in facts})
-        except (ValueError, TypeError, RecursionError) as error:
+            return from_json(cls, data)
+        except ValueError as error:
             problem = f"the blob {_BLOB} is damaged ({error}): `azure-ml publish` writes it again"
             raise Misconfigured([problem]) from error
+
+
+def from_json(cls: type[T], data: bytes) -> T:
+    """Return a dataclass that was kept as a JSON object; what a later version added is left out.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON, not an object, or lacks a field.
+    """
+    try:
+        facts = json.loads(data)
+        known = (field.name for field in fields(cls))
+        return cls(**{name: facts[name] for name in known if name in facts})
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def datastore_path(prefix: str) -> str:

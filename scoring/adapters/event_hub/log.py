@@ -88,7 +88,7 @@ class EventHubLog:
         return answer
 
     def created_at(self) -> int | None:
-        """Ask the hub when it was created, for all threads once in a while."""
+        """Return when the hub was created; one question a second, for all threads."""
         with self._asking_when_created:
             now = monotonic()
             if now - self._asked_when_created > CLOCK_TOLERANCE / instants.SECOND:

@@ -40,13 +40,13 @@ class RunFolder:
         """Make the run this object's own; False if another has it, or it has ended."""
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with self._gate():
-                self._lock = _try_lock(self.path / "lock")
-                if self._lock is None:
-                    return False
-                # Behind the gate: nobody takes the start of an earlier attempt for this one's.
-                os.ftruncate(self._lock, 0)
             try:
+                with self._gate():
+                    self._lock = _try_lock(self.path / "lock")
+                    if self._lock is None:
+                        return False
+                    # Behind the gate: nobody takes an earlier attempt's start for this one's.
+                    os.ftruncate(self._lock, 0)
                 has_ended = self._outcome() is not None
             except OSError:
                 self.release()
@@ -147,8 +147,9 @@ class RunFolder:
             return EngineReport(EngineState.QUEUED)
         # Without a start: of a process that runs an earlier version, or damaged.
         numbers = [int(word) for word in said.split() if word.isdigit()]
+        parts_done = numbers[0] if numbers else 0
         started = numbers[1] if len(numbers) > 1 else None
-        return EngineReport(EngineState.RUNNING, parts_done=sum(numbers[:1]), started=started)
+        return EngineReport(EngineState.RUNNING, parts_done=parts_done, started=started)
 
     def _is_free(self) -> bool:
         with self._gate():

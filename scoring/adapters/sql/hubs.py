@@ -83,11 +83,6 @@ def write_answer(connection: Connection, partition: str, answer: HubAnswer) -> N
 
 def read_states(connection: Connection) -> list[PartitionState]:
     """Return how every partition stands."""
-    return [state for state, _ in _read(connection)]
-
-
-def _read(connection: Connection) -> list[tuple[PartitionState, int]]:
-    """Return how every partition stands, and how many events of it were applied."""
     ledger = newest_epochs()
     table, answers = partitions.c, hub_answers.c
     columns = (
@@ -108,7 +103,7 @@ def _read(connection: Connection) -> list[tuple[PartitionState, int]]:
     rows = connection.execute(statement).all()
     marks = {(row.partition, row.epoch): row.high_water for row in rows}
     skipped = _skipped(connection, marks)
-    return [(_state(row, skipped.get(row.partition)), row.events) for row in rows]
+    return [_state(row, skipped.get(row.partition)) for row in rows]
 
 
 def _skipped(connection: Connection, marks: Mapping[tuple[str, int], int]) -> dict[str, int]:
@@ -139,11 +134,10 @@ def observe(
     bulk.upsert_answers(connection, heard)
     absent = [(name, True, now) for name, answer in given if answer is None]
     bulk.upsert_absences(connection, absent)
-    rows = list(_read(connection))
-    states = [state if state.ended else state.looked_at(now) for state, _ in rows]
+    states = [state if state.ended else state.looked_at(now) for state in read_states(connection)]
     looks = [
-        (str(s.partition), s.epoch, s.moved_at, s.behind_since, events, s.stuck_since)
-        for s, (_, events) in zip(states, rows, strict=True)
+        (str(s.partition), s.epoch, s.moved_at, s.behind_since, s.events, s.stuck_since)
+        for s in states
         if not s.ended
     ]
     bulk.upsert_looks(connection, looks)
@@ -174,6 +168,7 @@ def _state(row: Row[Any], skipped_from: int | None) -> PartitionState:
         moved_at=row.moved_at,
         behind_since=row.behind_since,
         stuck_since=row.stuck_since,
+        events=row.events,
         has_moved=(row.seen_epoch, row.applied) != (row.epoch, row.events),
         skipped_from=skipped_from,
     )

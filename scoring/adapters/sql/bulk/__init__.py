@@ -5,6 +5,7 @@ statement in one JSON parameter: one round trip, whatever their number.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from scoring.adapters.sql import schema
 from scoring.adapters.sql.bulk import mssql, postgresql, sqlite
 from scoring.adapters.sql.bulk.upsert import Row, Upsert
 from scoring.aggregates import Partials
+from scoring.ledger import HubAnswer
 
 __all__ = [
     "ABSENCE",
@@ -189,10 +191,7 @@ ANSWER = _replacing(
         new.created > old.created,
         and_(new.created == old.created, new.last >= old.last),
     ),
-    (
-        *("partition", "created", "beginning", "last", "last_enqueued", "is_empty"),
-        *("is_absent", "asked_at"),
-    ),
+    ("partition", *(field.name for field in fields(HubAnswer)), "is_absent", "asked_at"),
 )
 ABSENCE = _replacing(
     schema.hub_answers,

@@ -1,4 +1,4 @@
-"""Tell when sensors were last tried, progress from a moved mark, and late readings of segments."""
+"""Add trials of suspects, progress by events applied, and late readings of segments."""
 
 import sqlalchemy as sa
 from alembic import op
