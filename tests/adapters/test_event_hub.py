@@ -1,4 +1,4 @@
-"""Event Hubs over real sockets: the unpatched SDK against the server in `tests.amqp`."""
+"""Event Hubs over real sockets: the SDK, which only sleeps less, against `tests.amqp`'s server."""
 
 import gc
 import json
@@ -60,6 +60,7 @@ from scoring.settings import Settings
 from scoring.windows import Windowing
 from tests.amqp.codec import decode_message
 from tests.amqp.hub import Hub, Swallow
+from tests.amqp.sdk import hurried
 from tests.amqp.server import BUSY, AmqpServer
 from tests.fakes.event_log import oldest
 
@@ -100,7 +101,7 @@ def server(partitions: int) -> Iterator[AmqpServer]:
 @pytest.fixture(autouse=True)
 def impatient() -> Iterator[None]:
     """Try again at once, and a few times only."""
-    with stamina.set_testing(True, attempts=5):
+    with stamina.set_testing(True, attempts=5), hurried():
         yield
 
 

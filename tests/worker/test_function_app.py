@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ BEGIN = 1_577_836_800 * instants.SECOND
 HEAVY = ("sqlalchemy", "fastapi", "sklearn", "pandas", "azure.eventhub", "azure.storage.blob")
 
 
+hurried_worker = partial(Worker, is_hurried=True)
+
+
 def settings(folder: Path, **others: str) -> dict[str, str]:
     """Make the settings of an app whose data are in a folder of its own."""
     return SETTINGS | {"SCORING_DATA": str(folder), "SCORING_WINDOW": "1min"} | others
@@ -59,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(folder: Path) -> Iterator[Worker]:
-    with Worker(settings(folder)) as worker:
+    with hurried_worker(settings(folder)) as worker:
         yield worker
 
 
@@ -145,7 +149,7 @@ def test_indexing_loads_nothing_heavy(worker: Worker) -> None:
 def test_the_sample_settings_start_the_app_and_choose_the_container_scan(tmp_path: Path) -> None:
     sample = json.loads((ROOT / "local.settings.sample.json").read_text())["Values"]
 
-    with Worker(sample | {"SCORING_DATA": str(tmp_path)}) as worker:
+    with hurried_worker(sample | {"SCORING_DATA": str(tmp_path)}) as worker:
         source = worker.functions["index_predictions"]["bindings"][0]["source"]
         level = worker.functions["api"]["bindings"][0]["authLevel"]
 
@@ -163,7 +167,7 @@ def test_settings_that_are_missing_or_wrong_stop_the_start_all_of_them_named() -
     }
 
     with pytest.raises(RuntimeError) as stopped:
-        Worker(wrong)
+        hurried_worker(wrong)
 
     for name in ("EVENT_HUB is", "SUBMIT_SCHEDULE", "BLOB_TRIGGER_SOURCE", "API_AUTH_LEVEL"):
         assert name in str(stopped.value)
@@ -288,7 +292,7 @@ def test_a_swallowed_event_batch_is_on_record_as_a_gap(worker: Worker) -> None:
 def broken(tmp_path: Path) -> Iterator[Worker]:
     """Give a worker whose data folder cannot be made, for a file is in its place."""
     (tmp_path / "disk").write_text("in the way")
-    with Worker(settings(tmp_path / "disk" / "data")) as worker:
+    with hurried_worker(settings(tmp_path / "disk" / "data")) as worker:
         yield worker
 
 
@@ -327,7 +331,7 @@ def test_health_is_answered_and_readiness_names_the_store_while_it_is_broken(
 def test_windows_rebuilt_in_another_size_are_taken_up_by_the_next_delivery(tmp_path: Path) -> None:
     data = {"SCORING_DATA": str(tmp_path)}
     first, second = numbered(0, 2)
-    with Worker(SETTINGS | data) as worker:
+    with hurried_worker(SETTINGS | data) as worker:
         ingest(worker, "0", (reading(0), first))
         with App(Settings.load(data)) as app:
             app.rebuild_windows(instants.SECOND, lambda done, total: None)
@@ -340,7 +344,7 @@ def test_windows_rebuilt_in_another_size_are_taken_up_by_the_next_delivery(tmp_p
 
 
 def test_without_a_fleet_the_timer_warns_and_leaves_windows_pending(tmp_path: Path) -> None:
-    with Worker(settings(tmp_path)) as worker:
+    with hurried_worker(settings(tmp_path)) as worker:
         ingest(worker, "0", (reading(0), system_properties(0)))
 
         answer = worker.invoke("submit_scoring_run", timer())
@@ -357,7 +361,7 @@ def test_without_a_fleet_the_timer_warns_and_leaves_windows_pending(tmp_path: Pa
 def test_a_repair_that_is_late_and_fires_twice_repairs_nothing_where_nothing_is_missing(
     tmp_path: Path,
 ) -> None:
-    with Worker(settings(tmp_path)) as worker:
+    with hurried_worker(settings(tmp_path)) as worker:
         ingest(worker, "0", (reading(0), system_properties(0)))
 
         facts = [
@@ -377,7 +381,7 @@ def test_what_the_host_swallowed_is_read_again_and_what_the_hub_dropped_is_lost(
     hub = Hub(HUB, 1, lambda: enqueued)
     with (
         AmqpServer(hub) as server,
-        Worker(settings(tmp_path, EVENT_HUB=server.connection_string)) as worker,
+        hurried_worker(settings(tmp_path, EVENT_HUB=server.connection_string)) as worker,
     ):
         server.append(HUB, "0", [reading(minute) for minute in range(6)], {})
         server.drop_before(HUB, "0", 2)
