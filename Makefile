@@ -11,7 +11,7 @@ demo: $(VENV)/.runtime
 	$(PY) -m scoring demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -n auto $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 # Installs what some tests need and pip cannot install: PostgreSQL, unixODBC and Azurite.
 services: $(VENV)/.dev
@@ -27,7 +27,7 @@ schedules: $(VENV)/.dev
 
 # What takes long: a failure at every single point, where `make test` takes a sample, and `make e2e`.
 exhaustive: $(VENV)/.dev
-	$(PY) -m pytest -n auto -m exhaustive --timeout=900 $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal -m exhaustive --timeout=900 $(ARGS)
 
 # The function app on real parts; PostgreSQL and Azurite must be there (`make services`).
 e2e: $(VENV)/.dev
