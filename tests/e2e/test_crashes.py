@@ -317,7 +317,7 @@ def test_the_undisturbed_script_does_all_that_can_be_disturbed(
     assert len(tables["coverage"]) == len({row[:3] for row in tables["windows"]})
 
 
-SHARES = 8
+SHARES = 16
 """Tests that the points are spread over, so that they can run side by side."""
 
 SAMPLE = 1

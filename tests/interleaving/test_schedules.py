@@ -11,9 +11,9 @@ from tests.interleaving.play import play_incoming, play_on_postgresql, play_on_s
 from tests.servers import postgresql
 from tests.services import POSTGRESQL
 
-SAMPLE = 30
+SAMPLE = 15
 """Schedules of a test."""
-INCOMING = 8
+INCOMING = 5
 """Schedules of a test of what comes in, which are longer."""
 
 
