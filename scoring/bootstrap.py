@@ -370,7 +370,7 @@ class App:
     @Part
     def import_models(self) -> ImportModels:
         """The import handler."""
-        return ImportModels(self.shelf)
+        return ImportModels(self.queries, self.shelf)
 
     @Part
     def check_fleet(self) -> CheckFleet:

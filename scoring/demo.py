@@ -22,8 +22,8 @@ from scoring.addresses import endpoint_host
 from scoring.bootstrap import App, nonce
 from scoring.errors import Conflict, EngineFailed, NotFound
 from scoring.fleet import FleetReport, Refused, Training, Untrained
-from scoring.fleet.importing import PATTERN
 from scoring.handlers.ingest import IngestOutcome
+from scoring.handlers.models import Naming
 from scoring.queries import AnomalyFilter, DeviceCounts, StoreStatus
 from scoring.runs import RunState, ScoringRun
 from scoring.simulation import (
@@ -194,15 +194,16 @@ class SimulatedDemo:
         except NotFound:
             pass
         with self._stages.timed("train", "models"):
-            version, models, self._untrained = self._app.train(
+            trained = self._app.train(
                 FEATURES,
                 Training(),
                 self._simulation.training_end,
                 now,
                 lambda done, total: self._stages.progress("train", done, total),
             )
-        self._stages.count("train", models)
-        return version
+        self._untrained = trained.untrained
+        self._stages.count("train", trained.models)
+        return trained.version
 
     def _after_the_last(self) -> datetime:
         """Give an instant when every partition is idle, and so every window final."""
@@ -264,13 +265,14 @@ def demo_of_files(
         outcome = file.delivered
     stages.count("ingest", outcome.events)
     with stages.timed("import", "models"):
-        version, imported, refused = app.import_models(models, PATTERN, ("mean",), now)
-    stages.count("import", imported)
-    if not version:
-        message = f"no model of {models} could be imported: {refused[0].reason if refused else ''}"
+        imported = app.import_models(models, Naming(), None, now)
+    stages.count("import", imported.models)
+    if not imported.version:
+        why = imported.refused[0].reason if imported.refused else "there is no file"
+        message = f"no model of {models} could be imported: {why}"
         raise NotFound(message)
-    _score_pending(app, version, now, stages)
-    return _report(app, stages, outcome, now, refused=refused)
+    _score_pending(app, imported.version, now, stages)
+    return _report(app, stages, outcome, now, refused=imported.refused)
 
 
 def _score_pending(app: App, version: str, now: datetime, stages: _Stages) -> None:

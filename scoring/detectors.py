@@ -58,6 +58,9 @@ class Shape:
         Support vectors with padding; nodes of a forest; 0 for an elliptic envelope.
     trees
         Of a forest, else 0.
+    columns
+        Where the model's features stand among the fleet's, in the model's own order: it decides on
+        rows as it was fitted on, to the last bit. Empty: all of the fleet's, in their order.
     """
 
     kind: Kind
@@ -65,6 +68,11 @@ class Shape:
     features: int
     units: int
     trees: int = 0
+    columns: tuple[int, ...] = ()
+
+    def pick(self, x: Array) -> Array:
+        """Return the rows that the model takes of `x`, shape (fleet's features, ...)."""
+        return x[list(self.columns)] if self.columns else x
 
     @property
     def stride(self) -> int:

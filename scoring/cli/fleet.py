@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from scoring.fleet import FleetReport
 
 
-def _check_features(text: str) -> str:
+def _check_features(text: str | None) -> str | None:
     from scoring.predictions import FEATURES
 
-    names = _names(text)
+    if text is None:
+        return None
+    names = _names(text) or ()
     if unknown := [name for name in names if name not in FEATURES]:
         message = f"{', '.join(unknown) or 'nothing'} is not one of {', '.join(FEATURES)}"
         raise typer.BadParameter(message)
@@ -43,10 +45,26 @@ def _check_gamma(text: str) -> str:
         raise typer.BadParameter(message) from error
 
 
+def _check_columns(text: str) -> str:
+    from scoring.predictions import FEATURES
+
+    for pair in filter(None, text.split(",")):
+        name, _, feature = pair.partition("=")
+        if not name.strip() or feature.strip() not in FEATURES:
+            message = f"{pair!r} is not of the form name=feature, of {', '.join(FEATURES)}"
+            raise typer.BadParameter(message)
+    return text
+
+
 Features = Annotated[
-    str,
-    typer.Option(help="Comma-separated, of mean,std,min,max,last,count.", callback=_check_features),
+    str | None,
+    typer.Option(
+        help="Comma-separated, of mean,std,min,max,last,count (default: the current fleet's;"
+        " for a first one mean,std,min,max to train, mean to import).",
+        callback=_check_features,
+    ),
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace the current fleet's models.")]
 Version = Annotated[str | None, typer.Option(help="Fleet version (default: current).")]
 
 fleet_app = typer.Typer(no_args_is_help=True)
@@ -60,7 +78,7 @@ def add_commands(app: typer.Typer) -> None:
 @fleet_app.command()
 def train(
     context: typer.Context,
-    features: Features = "mean,std,min,max",
+    features: Features = None,
     until: Annotated[
         str | None, typer.Option(help="Only windows that end by then (default: all).")
     ] = None,
@@ -68,9 +86,13 @@ def train(
     gamma: Annotated[
         str, typer.Option(help="A number, scale or auto.", callback=_check_gamma)
     ] = "0.02",
+    fresh: Fresh = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train a StandardScaler and OneClassSVM for each sensor on its windows in the store."""
+    """Train a StandardScaler and OneClassSVM for each sensor on its windows in the store.
+
+    The models are put over those of the current fleet; imported ones stay.
+    """
     from scoring import instants
     from scoring.bootstrap import now
     from scoring.fleet import Training
@@ -78,16 +100,17 @@ def train(
     last = instants.of(now()) if (given := instant_option(until)) is None else given
     training = Training(nu=nu, gamma=gamma if gamma in {"scale", "auto"} else float(gamma))
     with opened(context) as app, progress("train") as advance:
-        version, trained, untrained = app.train(_names(features), training, last, now(), advance)
+        trained = app.train(_names(features), training, last, now(), advance, fresh=fresh)
     if as_json:
-        show_json(
-            {"version": version, "models": trained, "untrained": [plain(u) for u in untrained]}
-        )
+        lists = {name: [*map(plain, getattr(trained, name))] for name in ("kept", "untrained")}
+        show_json({"version": trained.version, "models": trained.models} | lists)
         return
-    console().print(f"fleet {version}: {cell(trained)} models")
-    if untrained:
-        columns = {"device": "device", "sensor": "sensor", "reason": "why it has no model"}
-        show_rows("not trained", untrained, columns, as_json=False)
+    console().print(f"fleet {trained.version}: {cell(trained.models)} models trained")
+    columns = {"device": "device", "sensor": "sensor", "reason": "why"}
+    if trained.kept:
+        show_rows("older models that stay", trained.kept, columns, as_json=False)
+    if trained.untrained:
+        show_rows("without a model", trained.untrained, columns, as_json=False)
 
 
 @fleet_app.command("import")
@@ -95,32 +118,64 @@ def import_(
     context: typer.Context,
     folder: Path,
     pattern: Annotated[
-        str, typer.Option(help="How the files are named.")
+        str,
+        typer.Option(
+            help="How the files are named, without extension: {device} and {sensor}, or"
+            " {device:REGEX}; * for any text; with slashes, a path in the folder."
+        ),
     ] = "model_{device}_{sensor}",
-    features: Features = "mean",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Leave out the current fleet's models.")
+    map_: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", help="A CSV file with file,device,sensor of each, instead of a pattern."
+        ),
+    ] = None,
+    features: Features = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Which feature a model's own column is: temp=mean,spread=std.",
+            callback=_check_columns,
+        ),
+    ] = "",
+    by_position: Annotated[
+        bool,
+        typer.Option("--by-position", help="Ignore how models name their columns."),
     ] = False,
+    fresh: Fresh = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Import model files (joblib, skops, old pickles) on top of the current fleet."""
     from scoring.bootstrap import now
+    from scoring.handlers.models import Naming
 
+    pairs = (pair.split("=") for pair in columns.split(",") if pair)
+    renamed = {name.strip(): feature.strip() for name, feature in pairs}
+    naming = Naming(pattern, map_, renamed, by_position)
     with opened(context) as app:
-        version, imported, refused = app.import_models(
-            folder, pattern, _names(features), now(), fresh=fresh
-        )
+        imported = app.import_models(folder, naming, _names(features), now(), fresh=fresh)
     if as_json:
+        refused = [plain(one) for one in imported.refused]
         show_json(
-            {"version": version, "imported": imported, "refused": [plain(r) for r in refused]}
+            {
+                "version": imported.version,
+                "imported": imported.models,
+                "unknown": imported.unknown,
+                "refused": refused,
+            }
         )
     else:
-        if version:
-            console().print(f"fleet {version}: {cell(imported)} models imported")
-        if refused:
-            columns = {"file": "file", "reason": "why it was refused"}
-            show_rows("refused", refused, columns, as_json=False)
-    if not version:
+        if imported.version:
+            console().print(f"fleet {imported.version}: {cell(imported.models)} models imported")
+        if imported.unknown:
+            console().print(
+                f"{cell(imported.unknown)} of them are of sensors that were never seen: if that is"
+                " a matter of their names, --pattern or --map says how to read them"
+            )
+        if imported.refused:
+            titles = {"file": "file", "reason": "why it was refused"}
+            show_rows("refused", imported.refused, titles, as_json=False)
+    if not imported.version:
         raise typer.Exit(1)
 
 
@@ -142,7 +197,7 @@ def check(context: typer.Context, version: Version = None, as_json: JsonFlag = F
 def show_report(report: "FleetReport") -> None:
     """Print what a check found."""
     columns = {"device": "device", "sensor": "sensor", "why": "why"}
-    for name in ("missing", "orphans", "stale", "degenerate"):
+    for name in ("missing", "orphans", "stale", "degenerate", "partial"):
         show_rows(name, getattr(report, name), columns, as_json=False)
 
 
@@ -200,5 +255,5 @@ def list_(
     show_rows(f"{fleet.version}: {len(fleet):,} models", models, columns, as_json=False)
 
 
-def _names(features: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in features.split(","))
+def _names(features: str | None) -> tuple[str, ...] | None:
+    return None if features is None else tuple(name.strip() for name in features.split(","))

@@ -113,11 +113,12 @@ def _write_fleet(folder: Path, models: int) -> float:
 
     from scoring.fleet import Fleet, Training, train_model, write_fleet
     from scoring.fleet.adding import prepare
+    from scoring.fleet.matching import Columns
 
     random = np.random.default_rng(1)
     training = Training(nu=NU, gamma="scale")
     trained = [
-        prepare(train_model(_windows(random, TRAINING_WINDOWS), training), len(FEATURES))
+        prepare(train_model(_windows(random, TRAINING_WINDOWS), training), Columns(FEATURES))
         for _ in range(min(_DISTINCT, models))
     ]
     write_fleet(_models(trained, models), FEATURES, folder, _EPOCH)

@@ -11,6 +11,7 @@ from scoring.detectors import Array, Kind, Shape, decide, is_anomaly
 from scoring.errors import ModelRefused
 from scoring.fleet.attributes import Captured
 from scoring.fleet.compiling import Compiled, compile_detector
+from scoring.fleet.matching import Columns
 from scoring.fleet.payloads import decide_estimator, load_payload, save_payload
 from scoring.fleet.reference import reference_decisions
 
@@ -45,7 +46,7 @@ class Model:
     trained_at: datetime | None = None
 
 
-def prepare(detector: Any, features: int, *, ask: bool = True) -> Compiled:
+def prepare(detector: Any, columns: Columns, *, ask: bool = True) -> Compiled:
     """Compile a detector and make sure that the result decides as the detector does.
 
     A live estimator whose numbers do not agree with it rides along as a payload; so does one of a
@@ -55,8 +56,8 @@ def prepare(detector: Any, features: int, *, ask: bool = True) -> Compiled:
     ----------
     detector
         A fitted estimator, a captured one, or a compiled one (checked when it was compiled).
-    features
-        How many the fleet has.
+    columns
+        How its columns are found among the fleet's features.
     ask
         Whether the estimator may be run for the comparison. One from outside may not where it can
         be avoided: scikit-learn's compiled parts do not check what they are given.
@@ -64,22 +65,23 @@ def prepare(detector: Any, features: int, *, ask: bool = True) -> Compiled:
     Raises
     ------
     ModelRefused
-        It takes another number of features, is not fitted, is no detector, or cannot be saved.
+        It takes other features, is not fitted, is no detector, or cannot be saved.
     """
     if isinstance(detector, Compiled):
-        _check_width(detector.shape.features, features)
+        _check_width(detector.shape, columns)
         return detector
     compiled = compile_detector(detector)
     if compiled is not None:
-        _check_width(compiled.shape.features, features)
-        for form in _forms(compiled):
+        shape = replace(compiled.shape, columns=columns.of(detector))
+        _check_width(shape, columns)
+        for form in _forms(replace(compiled, shape=shape)):
             if agrees(form, detector, ask=ask and not isinstance(detector, Captured)):
                 return form
     if isinstance(detector, Captured):
         problem = "its numbers do not reproduce it" if compiled else "this kind comes by skops only"
         message = f"{detector.name}: {problem}"
         raise ModelRefused(message)
-    return as_payload(save_payload(detector), features)
+    return as_payload(save_payload(detector), columns)
 
 
 def _forms(compiled: Compiled) -> Iterator[Compiled]:
@@ -90,31 +92,33 @@ def _forms(compiled: Compiled) -> Iterator[Compiled]:
         yield replace(compiled, shape=replace(compiled.shape, kernel=kernel))
 
 
-def as_payload(data: bytes, features: int) -> Compiled:
+def as_payload(data: bytes, columns: Columns) -> Compiled:
     """Take a skops file along as it is, after a trial of the estimator in it.
 
     Raises
     ------
     ModelRefused
-        It is no detector, takes another number of features, or fails on plain numbers.
+        It is no detector, takes other features, or fails on plain numbers.
     """
     estimator = load_payload(data)
-    width = getattr(estimator, "n_features_in_", None)
+    places = columns.of(estimator)
+    taken = len(places or columns.features)
+    width = int(getattr(estimator, "n_features_in_", taken))
     name = type(estimator).__name__
-    if width is not None:
-        _check_width(int(width), features)
+    shape = Shape(Kind.PAYLOAD, "", width, 0, columns=places)
+    _check_width(shape, columns)
     try:
-        decide_estimator(estimator, np.zeros((2, features)))
+        decide_estimator(estimator, np.zeros((2, width)))
     except Exception as error:
         message = f"{name} does not score: {type(error).__name__}: {error}"
         raise ModelRefused(message) from error
-    shape = Shape(Kind.PAYLOAD, "", features, 0)
     return Compiled(shape, np.empty(0), None, {"estimator": name}, data)
 
 
-def _check_width(found: int, wanted: int) -> None:
-    if found != wanted:
-        message = f"{found} features where the fleet has {wanted}"
+def _check_width(shape: Shape, columns: Columns) -> None:
+    wanted = len(shape.columns or columns.features)
+    if shape.features != wanted:
+        message = f"{shape.features} features where the fleet has {wanted}"
         raise ModelRefused(message)
 
 

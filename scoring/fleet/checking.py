@@ -44,16 +44,19 @@ class FleetReport:
         Models trained too long ago.
     degenerate
         Models that cannot tell usual from unusual.
+    partial
+        Models that do not take all features of the fleet: good to know, and nothing to mend.
     """
 
     missing: tuple[Finding, ...]
     orphans: tuple[Finding, ...]
     stale: tuple[Finding, ...]
     degenerate: tuple[Finding, ...]
+    partial: tuple[Finding, ...]
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing to report."""
+        """Whether there is nothing to mend."""
         return not (self.missing or self.orphans or self.stale or self.degenerate)
 
 
@@ -94,11 +97,20 @@ def check_fleet(
             if info.trained_at is not None and info.trained_at < oldest
         ),
         degenerate=_findings((*key, why) for key, why in degenerate.items()),
+        partial=_findings(
+            (info.device, info.sensor, _partial(info))
+            for info in infos
+            if len(info.features) < len(fleet.features)
+        ),
     )
 
 
 def _findings(found: Iterable[tuple[str, str, str]]) -> tuple[Finding, ...]:
     return tuple(Finding(*one) for one in sorted(found))
+
+
+def _partial(info: ModelInfo) -> str:
+    return f"takes {', '.join(info.features)} only: {info.source}"
 
 
 def _lonely(info: ModelInfo) -> str:

@@ -30,8 +30,13 @@ def indices(column: pa.DictionaryArray) -> npt.NDArray[np.int32]:
 
 
 def positions(names: pa.Array, among: pa.Array) -> npt.NDArray[np.int32]:
-    """Where each name stands in `among`, -1 if it does not."""
-    return _without_nulls(pc.index_in(names.cast(pa.string()), value_set=among))
+    """Where each name stands in `among`, which are composed; -1 if it does not."""
+    return _without_nulls(pc.index_in(composed(names), value_set=among))
+
+
+def composed(names: pa.Array) -> pa.Array:
+    """Return names in the form in which equal ones are equal: a Mac decomposes file names."""
+    return pc.utf8_normalize(names.cast(pa.string()), form="NFC")
 
 
 def _without_nulls(column: pa.Array) -> npt.NDArray[np.int32]:

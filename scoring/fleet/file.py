@@ -20,9 +20,16 @@ import pyarrow as pa
 
 from scoring.detectors import Array, Kind, Shape
 from scoring.errors import InvalidFleet
-from scoring.fleet.columns import indices, numbers, positions, texts, whole
+from scoring.fleet.columns import choose, composed, indices, numbers, positions, texts, whole
 from scoring.fleet.compiling import Compiled
-from scoring.fleet.manifest import MANIFEST, MODELS, check_features, read_manifest, version_of
+from scoring.fleet.manifest import (
+    MANIFEST,
+    MODELS,
+    WITHOUT_OWN_FEATURES,
+    check_features,
+    read_manifest,
+    version_of,
+)
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -32,6 +39,7 @@ FLEET_SCHEMA = pa.schema(
         pa.field("sensor", _TEXT, nullable=False),
         pa.field("kind", _TEXT, nullable=False),
         pa.field("kernel", _TEXT, nullable=False),
+        pa.field("features", _TEXT, nullable=False),
         pa.field("units", pa.int64(), nullable=False),
         pa.field("trees", pa.int64(), nullable=False),
         pa.field("support", pa.int64()),
@@ -42,7 +50,11 @@ FLEET_SCHEMA = pa.schema(
         pa.field("trained_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Columns of ``models.arrow``; ``hyper_parameters`` is a JSON object."""
+"""Columns of ``models.arrow``.
+
+``features`` are the model's own with commas between them, in the order in which it takes them;
+empty: those of the fleet. ``hyper_parameters`` is a JSON object.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,8 @@ class ModelInfo:
         Where the model came from, in words.
     trained_at
         UTC, None if not known.
+    features
+        What it takes, in its own order.
     """
 
     device: str
@@ -70,6 +84,11 @@ class ModelInfo:
     source: str
     trained_at: datetime | None
     features: tuple[str, ...]
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it came from a file: of those it is not known when they were trained."""
+        return self.trained_at is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +117,8 @@ class Fleet:
     version
         ``f`` and twelve hexadecimal digits of the file's SHA-256: equal models, equal version.
     features
-        What every model is scored on, in this order; names from `scoring.predictions.FEATURES`.
+        What models are scored on, most of them on all and in this order; names from
+        `scoring.predictions.FEATURES`.
     groups
         The models by shape, in the order of the file.
     """
@@ -106,10 +126,10 @@ class Fleet:
     def __init__(self, version: str, features: tuple[str, ...], table: pa.Table) -> None:
         self.version = version
         self.features = features
-        self.groups = _groups(table, len(features))
+        self.groups = _groups(table, features)
         self._table = table
         columns = [whole(table[name]) for name in ("device", "sensor")]
-        self._names = [column.dictionary for column in columns]
+        self._names = [composed(column.dictionary) for column in columns]
         codes = self._codes(*(indices(column) for column in columns))
         self._order = np.argsort(codes)
         self._sorted = codes[self._order]
@@ -159,7 +179,9 @@ class Fleet:
         found = {name: self._table[name][row].as_py() for name in names}
         found["kind"] = Kind(found["kind"])
         hyper = json.loads(self._table["hyper_parameters"][row].as_py())
-        return ModelInfo(**found, hyper_parameters=hyper, features=self.features)
+        own = self._table["features"][row].as_py()
+        features = tuple(own.split(",")) if own else self.features
+        return ModelInfo(**found, hyper_parameters=hyper, features=features)
 
     def compiled(self, row: int) -> Compiled:
         """Give the model in a row of the file as it was added."""
@@ -223,7 +245,12 @@ def _read_models(path: Path, manifest: dict[str, Any]) -> pa.Table:
         message = f"{MODELS} was changed: its SHA-256 is not the one in {MANIFEST}"
         raise InvalidFleet(message)
     source.seek(0)
-    return pa.ipc.open_file(source).read_all()
+    table = pa.ipc.open_file(source).read_all()
+    if manifest["format"] == WITHOUT_OWN_FEATURES:
+        none = choose([""], np.zeros(table.num_rows, dtype=np.int32))
+        table = table.add_column(FLEET_SCHEMA.get_field_index("features"), "features", none)
+        table = table.cast(FLEET_SCHEMA.with_metadata(table.schema.metadata))
+    return table
 
 
 def _check_models(table: pa.Table, manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -243,11 +270,11 @@ def _check_models(table: pa.Table, manifest: dict[str, Any]) -> tuple[str, ...]:
     return features
 
 
-def _groups(table: pa.Table, features: int) -> list[Group]:
+def _groups(table: pa.Table, features: tuple[str, ...]) -> list[Group]:
     """Cut the file where the shape changes, and view each stretch as a matrix."""
     if not table.num_rows:
         return []
-    kinds = [whole(table[name]) for name in ("kind", "kernel")]
+    kinds = [whole(table[name]) for name in ("kind", "kernel", "features")]
     lists = whole(table["parameters"])
     offsets = numbers(lists.offsets)
     columns = [indices(column) for column in kinds]
@@ -257,9 +284,10 @@ def _groups(table: pa.Table, features: int) -> list[Group]:
     values = numbers(lists.values)
     groups = []
     for start, stop in zip(starts, [*starts[1:], table.num_rows], strict=True):
-        kind, kernel = (column[start].as_py() for column in kinds)
-        units, trees = (int(column[start]) for column in columns[2:])
-        shape = Shape(Kind(kind), kernel, features, units, trees)
+        kind, kernel, own = (column[start].as_py() for column in kinds)
+        units, trees = (int(column[start]) for column in columns[3:])
+        places = tuple(features.index(name) for name in own.split(",")) if own else ()
+        shape = Shape(Kind(kind), kernel, len(places or features), units, trees, places)
         if (np.diff(offsets[start : stop + 1]) != shape.stride).any():
             message = f"{MODELS} has parameters that do not fit a {kind}"
             raise InvalidFleet(message)

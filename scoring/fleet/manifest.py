@@ -7,8 +7,11 @@ from typing import Any
 from scoring.errors import InvalidFleet
 from scoring.predictions import FEATURES
 
-FORMAT = 1
-"""Number of this format; a fleet of another is refused, not guessed at."""
+FORMAT = 2
+"""Number of the format that is written; a fleet of one that is not known is refused."""
+
+WITHOUT_OWN_FEATURES = 1
+"""The format before, in which every model takes all features of the fleet; it is read too."""
 
 MODELS = "models.arrow"
 MANIFEST = "manifest.json"
@@ -32,8 +35,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         message = f"{path} is not JSON: {error}"
         raise InvalidFleet(message) from error
     number = manifest.get("format") if isinstance(manifest, dict) else None
-    if number != FORMAT:
-        message = f"{path} has format {number!r}, this program reads format {FORMAT}"
+    if number not in (WITHOUT_OWN_FEATURES, FORMAT):
+        message = f"{path} has format {number!r}, this program reads formats 1 to {FORMAT}"
         raise InvalidFleet(message)
     for name, kind in {"version": str, "sha256": str, "size": int, "features": list}.items():
         if not isinstance(manifest.get(name), kind):

@@ -87,9 +87,10 @@ def decide_model(fleet: Fleet, row: int, x: Array) -> tuple[Array, Flags]:
         Decisions and whether each is an anomaly, both of shape (rows,).
     """
     model = fleet.compiled(row)
+    picked = model.shape.pick(x.T)
     if model.shape.kind is Kind.PAYLOAD:
-        return decide_payload(model.payload, x)
-    decisions = decide(model.shape, model.parameters[None], x.T[None])[0]
+        return decide_payload(model.payload, picked.T)
+    decisions = decide(model.shape, model.parameters[None], picked[None])[0]
     return decisions, is_anomaly(model.shape.kind, decisions)
 
 
@@ -112,7 +113,7 @@ def _score_block(
     follow = local[-1] - local[0] == len(local) - 1
     parameters = group.parameters[slice(local[0], local[-1] + 1) if follow else local]
     where = stretch(work, models, rows)
-    x = work.x[:, where].reshape(-1, len(models), len(rows)).swapaxes(0, 1)
+    x = group.shape.pick(work.x[:, where]).reshape(-1, len(models), len(rows)).swapaxes(0, 1)
     decisions = decide(group.shape, parameters, x).ravel()
     outcome.decision[where] = decisions
     outcome.anomaly[where] = is_anomaly(group.shape.kind, decisions)
@@ -136,7 +137,7 @@ def _score_payloads(fleet: Fleet, group: Group, work: Work, outcome: _Outcome) -
         rows = slice(start, start + int(work.count[model]))
         try:
             payload = fleet.payload(int(work.models[model]))
-            decided = decide_payload(payload, work.x[:, rows].T)
+            decided = decide_payload(payload, group.shape.pick(work.x[:, rows]).T)
         except Exception as error:  # noqa: BLE001 - estimators raise anything
             outcome.fail(rows, f"{type(error).__name__}: {error}")
             continue

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from multiprocessing import get_context
@@ -14,6 +14,7 @@ import numpy as np
 from scoring.detectors import Array
 from scoring.errors import BadInput, ModelRefused
 from scoring.fleet.adding import Model, prepare
+from scoring.fleet.matching import Columns
 from scoring.processes import exit_with_parent
 
 MIN_WINDOWS = 10
@@ -97,21 +98,32 @@ def train_model(x: Array, training: Training) -> Any:
 
     if problem := unfit(x, training):
         raise BadInput(problem)
+    if constant := len(x[0]) - len(varying(x)):
+        message = f"{constant} of {len(x[0])} features the same in all {len(x)} windows"
+        raise BadInput(message)
     nu = max(training.nu, 1.0 / len(x))
     return make_pipeline(StandardScaler(), OneClassSVM(nu=nu, gamma=training.gamma)).fit(x)
 
 
-def unfit(x: Array, training: Training, features: tuple[str, ...] = ()) -> str:
+def unfit(x: Array, training: Training) -> str:
     """Say why nothing can be learned from these windows, empty if something can."""
     least = max(training.min_windows, 1)
     if len(x) < least:
         return f"{len(x)} windows, fewer than {least}"
     if not np.isfinite(x).all():
         return "a feature is not a finite number"
-    if constant := np.flatnonzero(x.max(axis=0) == x.min(axis=0)).tolist():
-        names = ", ".join(features[i] if features else f"feature {i}" for i in constant)
-        return f"{names} the same in all {len(x)} windows"
+    if not varying(x):
+        return f"every feature the same in all {len(x)} windows"
     return ""
+
+
+def varying(x: Array) -> tuple[int, ...]:
+    """Return the positions of the features that are not the same in all windows.
+
+    A constant one says nothing of what is usual, and has no deviation to be scaled by: one reading
+    a window has a ``std`` of 0 in every window.
+    """
+    return tuple(np.flatnonzero(x.max(axis=0) != x.min(axis=0)).tolist())
 
 
 def train_fleet(  # noqa: PLR0913 - the last two are by keyword
@@ -188,11 +200,17 @@ def _train_sensor(sensor: Sensor, common: _Common) -> Model | Untrained:
     (device, name, x), (features, training, trained_at) = sensor, common
     if x.shape != (len(x), len(features)):
         return Untrained(device, name, f"feature rows of shape {x.shape}")
-    if problem := unfit(x, training, features):
+    if problem := unfit(x, training):
         return Untrained(device, name, problem)
+    taken = varying(x)
+    source = f"trained on {len(x)} windows, nu {training.nu:g}, gamma {training.gamma}"
+    if constant := [feature for i, feature in enumerate(features) if i not in taken]:
+        source += f", without {', '.join(constant)}: the same in all of them"
+    own = Columns(tuple(features[i] for i in taken))
     try:
-        compiled = prepare(train_model(x, training), len(features))
+        compiled = prepare(train_model(x[:, taken], training), own)
     except (ModelRefused, ValueError) as error:
         return Untrained(device, name, str(error))
-    source = f"trained on {len(x)} windows, nu {training.nu:g}, gamma {training.gamma}"
+    if constant:
+        compiled = replace(compiled, shape=replace(compiled.shape, columns=taken))
     return Model(device, name, compiled, source, trained_at)

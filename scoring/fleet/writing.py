@@ -15,8 +15,10 @@ import pyarrow as pa
 from scoring.errors import InvalidFleet, ModelRefused, StorageUnusable
 from scoring.fleet.adding import Model, prepare
 from scoring.fleet.compiling import Compiled
-from scoring.fleet.file import FLEET_SCHEMA, Fleet
+from scoring.fleet.file import FLEET_SCHEMA, Fleet, ModelInfo
 from scoring.fleet.manifest import FORMAT, MANIFEST, MODELS, check_features, version_of
+from scoring.fleet.matching import Columns
+from scoring.fleet.naming import normalised
 
 _LIBRARIES = ("numpy", "pyarrow", "scikit-learn", "skops")
 
@@ -49,8 +51,8 @@ def write_fleet(
     """
     if problem := check_features(features):
         raise InvalidFleet(problem)
-    ready = sorted(_prepared(models, len(features)), key=_place)
-    keys = Counter((model.device, model.sensor) for model, _ in ready)
+    ready = sorted(_prepared(models, Columns(features)), key=_place)
+    keys = Counter(normalised((model.device, model.sensor)) for model, _ in ready)
     if twice := [key for key, count in keys.items() if count > 1]:
         message = f"more than one model of device {twice[0][0]} sensor {twice[0][1]}"
         raise ModelRefused(message)
@@ -64,18 +66,33 @@ def write_fleet(
         raise StorageUnusable(message) from error
 
 
-def merge_models(fleet: Fleet, changed: Iterable[Model]) -> Iterator[Model]:
-    """Give the models of a fleet with others put over them, for `write_fleet`.
+def merge_models(
+    fleet: Fleet, changed: Iterable[Model], *, keep_imported: bool = False
+) -> tuple[list[Model], list[ModelInfo]]:
+    """Put models over those of a fleet, for `write_fleet`.
 
-    A changed model takes the place of the fleet's model of the same sensor; all else stays.
+    Parameters
+    ----------
+    changed
+        Each takes the place of the fleet's model of the same sensor; all else stays.
+    keep_imported
+        A model of the fleet that came from a file stays, too.
+
+    Returns
+    -------
+    tuple
+        All models, and those of the fleet that stay.
     """
-    taken = set()
-    for model in changed:
-        taken.add((model.device, model.sensor))
-        yield model
-    yield from (
-        model_of(fleet, row) for row, key in enumerate(list(fleet.keys())) if key not in taken
-    )
+    new = {normalised((model.device, model.sensor)): model for model in changed}
+    models, kept = [], []
+    for row, key in enumerate(list(fleet.keys())):
+        own = normalised(key)
+        if own in new and not (keep_imported and fleet.describe(row).is_imported):
+            continue
+        new.pop(own, None)
+        models.append(model_of(fleet, row))
+        kept.append(fleet.describe(row))
+    return [*new.values(), *models], kept
 
 
 def model_of(fleet: Fleet, row: int) -> Model:
@@ -84,10 +101,10 @@ def model_of(fleet: Fleet, row: int) -> Model:
     return Model(info.device, info.sensor, fleet.compiled(row), info.source, info.trained_at)
 
 
-def _prepared(models: Iterable[Model], features: int) -> Iterator[tuple[Model, Compiled]]:
+def _prepared(models: Iterable[Model], columns: Columns) -> Iterator[tuple[Model, Compiled]]:
     for model in models:
         try:
-            yield model, prepare(model.detector, features)
+            yield model, prepare(model.detector, columns)
         except ModelRefused as error:
             message = f"device {model.device} sensor {model.sensor}: {error}"
             raise ModelRefused(message) from error
@@ -96,7 +113,8 @@ def _prepared(models: Iterable[Model], features: int) -> Iterator[tuple[Model, C
 def _place(entry: tuple[Model, Compiled]) -> tuple[object, ...]:
     model, compiled = entry
     shape = compiled.shape
-    return shape.kind, shape.kernel, shape.units, shape.trees, model.device, model.sensor
+    own = (shape.kind, shape.kernel, shape.units, shape.trees, shape.columns)
+    return *own, model.device, model.sensor
 
 
 def _table(ready: list[tuple[Model, Compiled]], features: tuple[str, ...]) -> pa.Table:
@@ -110,6 +128,7 @@ def _table(ready: list[tuple[Model, Compiled]], features: tuple[str, ...]) -> pa
         _texts(model.sensor for model in models),
         _texts(str(shape.kind) for shape in shapes),
         _texts(shape.kernel for shape in shapes),
+        _texts(",".join(features[i] for i in shape.columns) for shape in shapes),
         pa.array([shape.units for shape in shapes], pa.int64()),
         pa.array([shape.trees for shape in shapes], pa.int64()),
         pa.array([one.support for one in compiled], pa.int64()),

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from scoring.aggregates import Partials
-from scoring.errors import Conflict, InvalidFleet, NotFound
-from scoring.fleet import Fleet, Model, merge_models, write_fleet
+from scoring.errors import BadInput, Conflict, InvalidFleet, NotFound
+from scoring.fleet import Fleet, Model, ModelInfo, merge_models, write_fleet
 from scoring.ports import BlobInfo, Blobs
 from scoring.runs import fleet_prefix
 
@@ -21,6 +21,24 @@ CURRENT = "fleets/current"
 
 SensorRows = tuple[str, str, np.ndarray]
 """Device, sensor and feature rows, float64, shape (windows, features)."""
+
+
+Mark = tuple[str, BlobInfo] | None
+"""The current version and the blob that names it; None where no fleet was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """A fleet that became current.
+
+    Attributes
+    ----------
+    kept
+        The models of the fleet before that are still in it.
+    """
+
+    version: str
+    kept: list[ModelInfo]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +69,82 @@ class FleetShelf:
         return version
 
     def update(
-        self, changed: Sequence[Model], features: tuple[str, ...], created_at: datetime
-    ) -> str:
-        """Publish the current fleet with models put over it; without it if its features differ.
+        self,
+        changed: Sequence[Model],
+        features: tuple[str, ...],
+        created_at: datetime,
+        *,
+        keep_imported: bool = False,
+    ) -> Updated:
+        """Publish the current fleet with models put over it; see `merge_models`.
+
+        Raises
+        ------
+        ModelRefused, InvalidFleet, StorageUnusable
+            As `publish`.
+        BadInput
+            The current fleet has other features.
+        Conflict
+            Another fleet became current meanwhile: its models would be lost.
+        """
+        current = self._current()
+        models, kept = list(changed), list[ModelInfo]()
+        if current:
+            fleet = self.open(_checked(current[0]))
+            _check_same(fleet, features)
+            models, kept = merge_models(fleet, changed, keep_imported=keep_imported)
+        version = self._shelve(models, features, created_at)
+        self._make_current(version, current and current[1])
+        return Updated(version, kept)
+
+    def replace(
+        self, models: Iterable[Model], features: tuple[str, ...], created_at: datetime, before: Mark
+    ) -> Updated:
+        """Publish models instead of the current fleet, if that is still the one of before.
+
+        Parameters
+        ----------
+        before
+            What `mark` said when the work on the models began.
 
         Raises
         ------
         ModelRefused, InvalidFleet, StorageUnusable
             As `publish`.
         Conflict
-            Another fleet became current meanwhile: its models would be lost.
+            Another fleet became current meanwhile: nobody has asked for it to be replaced.
         """
-        current, models = self._current(), iter(changed)
-        if current:
-            fleet = self.open(_checked(current[0]))
-            models = merge_models(fleet, changed) if fleet.features == features else models
         version = self._shelve(models, features, created_at)
-        self._make_current(version, current and current[1])
-        return version
+        self._make_current(version, before and before[1])
+        return Updated(version, [])
+
+    def mark(self) -> Mark:
+        """Return the current version and its blob, None where there is none; see `replace`."""
+        return self._current()
+
+    def features(
+        self, wanted: tuple[str, ...] | None, default: tuple[str, ...], *, fresh: bool = False
+    ) -> tuple[str, ...]:
+        """Return the features of models that are to be put over the current fleet.
+
+        Parameters
+        ----------
+        wanted
+            None for those of the current fleet; where there is none, `default`.
+        fresh
+            They are to replace it.
+
+        Raises
+        ------
+        BadInput
+            The current fleet has others than those wanted.
+        """
+        if fresh or (current := self._current()) is None:
+            return wanted or default
+        fleet = self.open(_checked(current[0]))
+        if wanted:
+            _check_same(fleet, wanted)
+        return fleet.features
 
     def current(self) -> str:
         """Give the version that new runs take; raise `NotFound` where none was published."""
@@ -78,7 +154,7 @@ class FleetShelf:
             raise NotFound(message)
         return _checked(current[0])
 
-    def _current(self) -> tuple[str, BlobInfo] | None:
+    def _current(self) -> Mark:
         try:
             data, blob = self.blobs.read(CURRENT)
         except NotFound:
@@ -158,6 +234,17 @@ def _feature(windows: Partials, name: str) -> np.ndarray:
     """One feature of each window, as `predictions.INPUT_SCHEMA` defines it."""
     column = windows.std() if name == "std" else getattr(windows, name)
     return np.asarray(column, dtype=np.float64)
+
+
+def _check_same(fleet: Fleet, features: tuple[str, ...]) -> None:
+    """Raise `BadInput` where a fleet has other features: its models would all be lost."""
+    if fleet.features != features:
+        message = (
+            f"fleet {fleet.version} of {len(fleet):,} models has the features"
+            f" {','.join(fleet.features)}, and these are to have {','.join(features)}: leave"
+            " --features out to take the fleet's, or replace the whole fleet by --fresh"
+        )
+        raise BadInput(message)
 
 
 def _checked(version: str) -> str:

@@ -217,8 +217,8 @@ def embedded(hub: AmqpServer, tmp_path_factory: pytest.TempPathFactory) -> Embed
         for one in cut(receive(hub, "embedded")):
             ingest(one.as_batch())
         until, features = SIMULATION.training_end, ("mean", "std")
-        version, _, _ = app.train(features, Training(), until, now(), lambda done, total: None)
-        run = app.submit("test", version, now(), nonce())
+        trained = app.train(features, Training(), until, now(), lambda done, total: None)
+        run = app.submit("test", trained.version, now(), nonce())
         assert run is not None
         app.see_through(run, now, lambda done, total: None)
         summary, blobs = app.queries.run(run.run_id), app.blobs

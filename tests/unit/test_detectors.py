@@ -17,6 +17,7 @@ from sklearn.svm import OneClassSVM
 from scoring.detectors import Array, Kind, Shape, anomaly_scores, decide, is_anomaly
 from scoring.fleet.adding import prepare
 from scoring.fleet.compiling import Compiled, compile_detector
+from scoring.fleet.matching import Columns
 from scoring.libsvm import Svm, libsvm_decision
 
 KERNELS = ("rbf", "linear", "poly", "sigmoid")
@@ -154,7 +155,7 @@ def test_decisions_that_all_but_cancel_are_added_up_as_libsvm_does() -> None:
     # One feature, centred: the sum of the vectors is 0 but for rounding, and so is every decision.
     x = np.random.default_rng(8).normal(size=(20, 1)).round(1)
     detector = make_pipeline(StandardScaler(), OneClassSVM(kernel="linear", nu=0.2)).fit(x)
-    model = prepare(detector, 1)
+    model = prepare(detector, Columns(("mean",)))
     assert model.shape.kernel == "linear_exact"
     np.testing.assert_array_equal(decide_rows(model, x), detector.decision_function(x))
 

@@ -334,7 +334,7 @@ def test_merging_replaces_the_same_sensors_and_keeps_the_others(
     tmp_path: Path, fleet: Fleet
 ) -> None:
     changed = [Model("d1", "svm", ESTIMATORS["svm2"], "newer"), Model("d9", "s", ESTIMATORS["svm"])]
-    write_fleet(merge_models(fleet, changed), FEATURES, tmp_path, NOW)
+    write_fleet(merge_models(fleet, changed)[0], FEATURES, tmp_path, NOW)
     merged = Fleet.open(tmp_path)
     assert set(merged.keys()) == {*fleet.keys(), ("d9", "s")}
     assert described(merged, "svm").source == "newer"
@@ -348,7 +348,7 @@ def test_merging_replaces_the_same_sensors_and_keeps_the_others(
 
 
 def test_merging_nothing_gives_the_same_fleet(tmp_path: Path, fleet: Fleet) -> None:
-    assert write_fleet(merge_models(fleet, []), FEATURES, tmp_path, NOW) == fleet.version
+    assert write_fleet(merge_models(fleet, [])[0], FEATURES, tmp_path, NOW) == fleet.version
 
 
 def test_a_fleet_can_be_written_over_while_it_is_open(tmp_path: Path) -> None:

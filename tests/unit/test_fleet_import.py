@@ -4,16 +4,19 @@ import bz2
 import collections
 import csv
 import gzip
+import hashlib
 import io
 import json
 import lzma
 import math
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
 import time
+import unicodedata
 import zipfile
 import zlib
 from datetime import UTC, datetime
@@ -40,10 +43,12 @@ from scoring.errors import BadInput, ModelRefused
 from scoring.fleet import Fleet, Imported, Model, Refused, import_models, score_part, write_fleet
 from scoring.fleet.adding import prepare
 from scoring.fleet.importing import read_model
+from scoring.fleet.matching import Columns
+from scoring.fleet.naming import Listed, Names, Pattern
 from scoring.fleet.payloads import decide_payload
 from scoring.fleet.pickles import read_pickle
 from scoring.fleet.predicting import decide_model
-from scoring.predictions import INPUT_SCHEMA
+from scoring.predictions import FEATURES, INPUT_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -63,9 +68,12 @@ KNOWN = {
 }
 
 
-def taken(folder: Path, features: int = 2, **options: Any) -> list[Model]:
+TWO = Columns(("mean", "std"))
+
+
+def taken(folder: Path, columns: Columns = TWO, *names: Names) -> list[Model]:
     """Import a folder of which nothing may be refused."""
-    found = list(import_models(folder, features, **options))
+    found = list(import_models(folder, columns, *names))
     assert [one for one in found if isinstance(one, Refused)] == []
     return [one.model for one in found if isinstance(one, Imported)]
 
@@ -108,7 +116,7 @@ def test_a_known_kind_scores_as_its_estimator_however_it_was_saved(
 def test_a_model_that_was_fitted_on_named_columns_is_taken_too(way: str) -> None:
     frame = pd.DataFrame(X, columns=["mean", "std"])
     model = make_pipeline(StandardScaler(), OneClassSVM()).fit(frame)
-    assert read_model(WAYS[way](model), 2)[0].support == len(model[-1].support_)
+    assert read_model(WAYS[way](model), TWO)[0].support == len(model[-1].support_)
 
 
 @pytest.mark.parametrize("algorithm", ["brute", "kd_tree", "ball_tree"])
@@ -117,7 +125,7 @@ def test_another_kind_rides_along_as_the_skops_file_that_it_came_in(
 ) -> None:
     model = LocalOutlierFactor(novelty=True, algorithm=algorithm).fit(X)
     data = skops.io.dumps(model)
-    compiled, source = read_model(data, 2)
+    compiled, source = read_model(data, TWO)
     assert (compiled.payload, source) == (data, "skops file")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "model_d_s.skops").write_bytes(data)
@@ -129,41 +137,41 @@ def test_another_kind_rides_along_as_the_skops_file_that_it_came_in(
 
 def test_every_detector_of_scikit_learn_can_come_as_skops() -> None:
     model = make_pipeline(StandardScaler(), SGDOneClassSVM(random_state=0)).fit(X)
-    assert read_model(skops.io.dumps(model), 2)[0].payload
+    assert read_model(skops.io.dumps(model), TWO)[0].payload
 
 
 # --- names of files ---------------------------------------------------------------------------
 
 
-def outcome(folder: Path, features: Any = 2, **options: Any) -> Any:
+def outcome(folder: Path, columns: Columns = TWO, *names: Names) -> Any:
     return {
         found.file: found.reason if isinstance(found, Refused) else "taken"
-        for found in import_models(folder, features, **options)
+        for found in import_models(folder, columns, *names)
     }
 
 
 def test_device_and_sensor_come_from_the_files_name(tmp_path: Path) -> None:
-    for name in ("model_1_2", "model_pump 7_flow_in.joblib", "model_a.b_c.pkl"):
+    for name in ("model_1_2", "model_pump 7_flow in.joblib", "model_a.b_c.pkl"):
         joblib.dump(SVM, tmp_path / name)
     found = {(model.device, model.sensor) for model in taken(tmp_path)}
-    assert found == {("1", "2"), ("pump 7", "flow_in"), ("a.b", "c")}
+    assert found == {("1", "2"), ("pump 7", "flow in"), ("a.b", "c")}
 
 
 def test_another_pattern_can_be_given(tmp_path: Path) -> None:
     joblib.dump(SVM, tmp_path / "flow@pump.pkl")
-    (model,) = taken(tmp_path, pattern="{sensor}@{device}")
+    (model,) = taken(tmp_path, TWO, Pattern.of("{sensor}@{device}"))
     assert (model.device, model.sensor) == ("pump", "flow")
 
 
 @pytest.mark.parametrize("pattern", ["model", "{device}", "{device}{sensor}", "{device}_{device}"])
-def test_a_pattern_that_does_not_name_both_once_is_refused(tmp_path: Path, pattern: str) -> None:
+def test_a_pattern_that_does_not_name_both_once_is_refused(pattern: str) -> None:
     with pytest.raises(BadInput, match="pattern"):
-        list(import_models(tmp_path, 2, pattern=pattern))
+        Pattern.of(pattern)
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a folder"):
-        list(import_models(tmp_path / "nowhere", 2))
+        list(import_models(tmp_path / "nowhere", TWO))
 
 
 def test_refused_files_are_named_with_reasons_and_the_others_go_on(tmp_path: Path) -> None:
@@ -286,7 +294,7 @@ HOSTILE = {
 @pytest.mark.parametrize("reason", HOSTILE)
 def test_a_hostile_pickle_is_refused_by_name(reason: str) -> None:
     with pytest.raises(ModelRefused) as refused:
-        read_model(HOSTILE[reason], 2)
+        read_model(HOSTILE[reason], TWO)
     assert reason in str(refused.value)
     assert not Path("/tmp/owned").exists()  # noqa: S108 - what the hostile file would make
 
@@ -294,7 +302,7 @@ def test_a_hostile_pickle_is_refused_by_name(reason: str) -> None:
 @pytest.mark.parametrize("reason", HOSTILE)
 def test_a_hostile_pickle_is_refused_in_compressed_form_too(reason: str) -> None:
     with pytest.raises(ModelRefused) as refused:
-        read_model(zlib.compress(HOSTILE[reason]), 2)
+        read_model(zlib.compress(HOSTILE[reason]), TWO)
     assert reason in str(refused.value)
 
 
@@ -316,7 +324,7 @@ def test_a_call_hidden_in_a_models_attribute_is_found() -> None:
     svm.extra = Calls(run_me, 1)
     for way in ("pickle-4", "joblib"):
         with pytest.raises(ModelRefused, match=r"asks for .*run_me"):
-            read_model(WAYS[way](svm), 2)
+            read_model(WAYS[way](svm), TWO)
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
@@ -365,7 +373,7 @@ def test_lists_within_lists_that_print_to_any_length_are_no_name_and_no_array() 
     state = b"}(X\x06\0\0\0kernelX\x03\0\0\0rbfX\x10\0\0\0support_vectors_h\x32u"
     model = P + nested + global_("sklearn.svm._classes", "OneClassSVM") + b")\x81" + state + b"b."
     with pytest.raises(ModelRefused, match="expected an array, found list"):
-        read_model(model, 2)
+        read_model(model, TWO)
     assert time.process_time() - start < 5
 
 
@@ -375,7 +383,7 @@ def deepen(levels: int) -> Any:
 
 def test_a_deeply_nested_pickle_is_no_trouble() -> None:
     with pytest.raises(ModelRefused, match="holds a list"):
-        read_model(deepen(200_000), 2)
+        read_model(deepen(200_000), TWO)
 
 
 def captured_forest(**changes: Any) -> Any:
@@ -403,7 +411,7 @@ def captured_forest(**changes: Any) -> Any:
 )
 def test_a_tree_whose_indices_lead_astray_is_refused(changes: Any) -> None:
     with pytest.raises(ModelRefused, match=r"tree|out of bounds"):
-        prepare(captured_forest(**changes), 2)
+        prepare(captured_forest(**changes), TWO)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +431,7 @@ def test_an_svm_whose_attributes_are_no_good_is_refused_briefly(changes: Any, re
     model = read_pickle(pickle.dumps(OneClassSVM().fit(X), 4))
     model.state.update(changes)
     with pytest.raises(ModelRefused) as refused:
-        prepare(model, 2)
+        prepare(model, TWO)
     assert reason in str(refused.value)
     assert len(str(refused.value)) < 400
 
@@ -439,7 +447,7 @@ def test_a_damaged_file_is_refused_or_taken_but_never_crashes(data: st.DataObjec
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     damaged = damaged[: data.draw(st.integers(1, len(damaged)))]
     try:
-        read_model(bytes(damaged), 2)
+        read_model(bytes(damaged), TWO)
     except ModelRefused as refused:
         assert str(refused)
 
@@ -464,18 +472,18 @@ def test_a_skops_file_that_asks_for_another_type_is_refused_by_name() -> None:
         lambda schema: schema.update({"__class__": "Popen", "__module__": "subprocess"}),
     )
     with pytest.raises(ModelRefused, match=r"subprocess\.Popen"):
-        read_model(data, 2)
+        read_model(data, TWO)
 
 
 def test_a_skops_file_of_a_function_is_refused() -> None:
     model = make_pipeline(FunctionTransformer(run_me), OneClassSVM())
     with pytest.raises(ModelRefused, match="run_me"):
-        read_model(skops.io.dumps(model), 2)
+        read_model(skops.io.dumps(model), TWO)
 
 
 def test_a_skops_file_of_something_that_is_no_detector_is_refused() -> None:
     with pytest.raises(ModelRefused, match="StandardScaler is no outlier detector"):
-        read_model(skops.io.dumps(StandardScaler().fit(X)), 2)
+        read_model(skops.io.dumps(StandardScaler().fit(X)), TWO)
 
 
 def test_a_skops_file_that_is_cut_off_or_too_large_is_refused(
@@ -483,10 +491,10 @@ def test_a_skops_file_that_is_cut_off_or_too_large_is_refused(
 ) -> None:
     data = skops.io.dumps(LocalOutlierFactor(novelty=True).fit(X))
     with pytest.raises(ModelRefused, match="not a usable skops file"):
-        read_model(data[:-50], 2)
+        read_model(data[:-50], TWO)
     monkeypatch.setattr("scoring.fleet.payloads.MAX_UNPACKED", 100)
     with pytest.raises(ModelRefused, match="unpacks to"):
-        read_model(data, 2)
+        read_model(data, TWO)
 
 
 def test_a_skops_tree_of_neighbours_is_built_anew_and_not_believed() -> None:
@@ -495,7 +503,7 @@ def test_a_skops_tree_of_neighbours_is_built_anew_and_not_believed() -> None:
     state = list(model._tree.__getstate__())
     state[1] = np.full_like(state[1], 10**9)
     model._tree.__setstate__(tuple(state))
-    compiled, _ = read_model(skops.io.dumps(model), 2)
+    compiled, _ = read_model(skops.io.dumps(model), TWO)
     np.testing.assert_array_equal(decide_payload(compiled.payload, X)[0], expected)
 
 
@@ -525,7 +533,7 @@ DECISIONS_OF_2018 = [
 @pytest.fixture(scope="module")
 def seed_fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     folder = tmp_path_factory.mktemp("seed")
-    write_fleet(taken(DATA / "seed_models", 1), ("mean",), folder, NOW)
+    write_fleet(taken(DATA / "seed_models", Columns(("mean",))), ("mean",), folder, NOW)
     return Fleet.open(folder)
 
 
@@ -588,7 +596,8 @@ def test_reading_the_models_of_2018_imports_no_scikit_learn() -> None:
     program = f"""
 import sys, pathlib
 from scoring.fleet import Imported, import_models
-found = list(import_models(pathlib.Path({str(DATA / "seed_models")!r}), 1))
+from scoring.fleet.matching import Columns
+found = list(import_models(pathlib.Path({str(DATA / "seed_models")!r}), Columns(("mean",))))
 print(len(found), all(isinstance(one, Imported) for one in found), "sklearn" in sys.modules)
 """
     done = subprocess.run(
@@ -608,3 +617,248 @@ def test_the_table_of_hostile_pickles_would_do_harm_elsewhere() -> None:
 
     Loader(io.BytesIO(HOSTILE["asks for posix.system"])).load()
     assert calls == {("posix", "system"): 1}
+
+
+# --- names that can be read in several ways, folders, lists -----------------------------------
+
+
+def sensors_in(folder: Path, names: Names) -> set[tuple[str, str]]:
+    return {(model.device, model.sensor) for model in taken(folder, TWO, names)}
+
+
+def test_of_several_ways_to_read_a_name_the_one_of_a_known_sensor_holds(tmp_path: Path) -> None:
+    joblib.dump(SVM, tmp_path / "model_device_01_temp.pkl")
+
+    known = Pattern.of(known=[("device_01", "temp"), ("device_02", "temp")])
+
+    assert sensors_in(tmp_path, known) == {("device_01", "temp")}
+
+
+@pytest.mark.parametrize("known", [[], [("device_01", "temp"), ("device", "01_temp")]])
+def test_a_name_that_can_be_read_in_several_ways_is_refused_with_patterns_that_decide(
+    tmp_path: Path, known: list[tuple[str, str]]
+) -> None:
+    joblib.dump(SVM, tmp_path / "model_device_01_temp.pkl")
+
+    reason = outcome(tmp_path, TWO, Pattern.of(known=known))["model_device_01_temp.pkl"]
+
+    assert "device device, sensor 01_temp or device device_01, sensor temp" in reason
+    short, long = re.findall(r"--pattern '([^']+)'", reason)
+    assert sensors_in(tmp_path, Pattern.of(short)) == {("device", "01_temp")}
+    assert sensors_in(tmp_path, Pattern.of(long)) == {("device_01", "temp")}
+    assert "--map" in reason
+
+
+@pytest.mark.parametrize("pattern", ["{sensor}-of-{device}", "{device}--{sensor}"])
+def test_the_patterns_that_decide_do_so_whatever_stands_between(
+    tmp_path: Path, pattern: str
+) -> None:
+    between = pattern.replace("{device}", "").replace("{sensor}", "")
+    name = between.join("abc")
+    joblib.dump(SVM, tmp_path / f"{name}.pkl")
+
+    reason = outcome(tmp_path, TWO, Pattern.of(pattern))[f"{name}.pkl"]
+
+    found = [sensors_in(tmp_path, Pattern.of(one)) for one in re.findall(r"'([^']+)'", reason)]
+    assert len(found) == 2
+    assert found[0] != found[1]
+
+
+EXTENDED = ("", ".pkl", ".sav", ".PKL", ".pkl.gz", ".Joblib", ".pickle.xz", ".skops")
+
+
+@pytest.mark.parametrize("extension", EXTENDED)
+def test_no_extension_becomes_part_of_a_name(tmp_path: Path, extension: str) -> None:
+    joblib.dump(SVM, tmp_path / f"model_pump1_temp{extension}")
+    assert sensors_in(tmp_path, Pattern.of()) == {("pump1", "temp")}
+
+
+def test_a_name_in_decomposed_unicode_meets_its_sensor(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Kühler") for form in ("NFC", "NFD"))
+    joblib.dump(SVM, tmp_path / f"model_{decomposed}_temp.pkl")
+
+    assert sensors_in(tmp_path, Pattern.of()) == {(composed, "temp")}
+    known = Pattern.of(known=[(decomposed, "temp")])
+    assert sensors_in(tmp_path, known) == {(decomposed, "temp")}
+
+
+@pytest.mark.parametrize("known", ["NFC", "NFD"])
+@pytest.mark.parametrize("sent", ["NFC", "NFD"])
+def test_readings_meet_their_model_in_either_form_of_unicode(
+    tmp_path: Path, known: str, sent: str
+) -> None:
+    device = unicodedata.normalize(known, "Kühler")  # type: ignore[arg-type]
+    write_fleet([Model(device, "t", SVM)], TWO.features, tmp_path, NOW)
+
+    wanted = unicodedata.normalize(sent, "Kühler")  # type: ignore[arg-type]
+
+    assert Fleet.open(tmp_path).find(wanted, "t") is not None
+
+
+def test_folders_can_be_part_of_a_pattern(tmp_path: Path) -> None:
+    for name in ("plant/pump_1/model_temp.pkl", "plant/pump_2/model_flow_in.pkl"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        joblib.dump(SVM, tmp_path / name)
+
+    found = sensors_in(tmp_path, Pattern.of("*/{device}/model_{sensor}"))
+
+    assert found == {("pump_1", "temp"), ("pump_2", "flow_in")}
+
+
+def test_a_field_can_be_bound_to_an_expression(tmp_path: Path) -> None:
+    for name in ("a_7_x.pkl", "a_b_7_x_y.pkl"):
+        joblib.dump(SVM, tmp_path / name)
+
+    found = sensors_in(tmp_path, Pattern.of(r"{device:.*_\d{1,3}}_{sensor}"))
+
+    assert found == {("a_7", "x"), ("a_b_7", "x_y")}
+
+
+def test_an_expression_that_is_none_is_refused() -> None:
+    with pytest.raises(BadInput, match="no regular expression"):
+        Pattern.of("{device:[}_{sensor}")
+
+
+def test_a_list_names_the_sensors_of_files(tmp_path: Path) -> None:
+    (tmp_path / "models" / "deep").mkdir(parents=True)
+    for name in ("one.pkl", "deep/two.bin", "unlisted.pkl"):
+        joblib.dump(SVM, tmp_path / "models" / name)
+    path = tmp_path / "list.csv"
+    rows = ["sensor,file,device", "t,one.pkl,a_1", 's,deep\\two.bin,"b,2"', "s,gone.pkl,c"]
+    path.write_text("\n".join(rows), encoding="utf-8-sig")
+
+    names = Listed.of(path)
+    found = list(import_models(tmp_path / "models", TWO, names))
+
+    models = [one.model for one in found if isinstance(one, Imported)]
+    assert {(model.device, model.sensor) for model in models} == {("a_1", "t"), ("b,2", "s")}
+    assert {one.file: one.reason for one in found if isinstance(one, Refused)} == {
+        "unlisted.pkl": "list.csv does not list it",
+        "gone.pkl": "is listed, and not there",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("file,device\na,b", "no column sensor"),
+        ("file,device,sensor\na,b", "line 2"),
+        ("file,device,sensor\na,b,c\na,d,e", "twice"),
+        ("", "no column file, device, sensor"),
+    ],
+)
+def test_a_list_that_is_not_whole_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=reason):
+        Listed.of(path)
+
+
+# --- columns by name --------------------------------------------------------------------------
+
+FLEET = ("mean", "std", "min", "max")
+NAMED = pd.DataFrame(np.random.default_rng(3).normal((5, 1, 3, 8), 1, (80, 4)), columns=FLEET)
+ORDERS = (("max", "mean", "min", "std"), ("std", "mean"), ("max",), FLEET)
+
+FITTED = {
+    "rbf": lambda: make_pipeline(StandardScaler(), OneClassSVM(nu=0.1)),
+    "bare rbf": lambda: OneClassSVM(nu=0.1, gamma="scale"),
+    "linear": lambda: OneClassSVM(kernel="linear", nu=0.2),
+    "elliptic": lambda: EllipticEnvelope(random_state=0),
+    "forest": lambda: IsolationForest(n_estimators=8, random_state=0),
+    "factor": lambda: LocalOutlierFactor(novelty=True),
+}
+
+
+# scikit-learn's own LocalOutlierFactor takes the names off and then misses them.
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.parametrize("way", ["joblib", "skops"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", FITTED)
+def test_a_model_takes_its_columns_by_their_names(
+    tmp_path: Path, kind: str, order: tuple[str, ...], way: str
+) -> None:
+    if (kind, way) == ("factor", "joblib"):
+        return  # refused, whatever its columns
+    model = FITTED[kind]().fit(NAMED[list(order)])
+    data = joblib_bytes(model) if way == "joblib" else skops.io.dumps(model)
+    compiled, _ = read_model(data, Columns(FLEET))
+    other = prepare(OneClassSVM().fit(NAMED.to_numpy()), Columns(FLEET))
+    write_fleet([Model("d", "s", compiled), Model("d", "t", other)], FLEET, tmp_path, NOW)
+    fleet = Fleet.open(tmp_path)
+    info = fleet.find("d", "s")
+    assert info is not None
+    assert info.features == order
+    x = NAMED.to_numpy() + np.random.default_rng(4).normal(0, 2, NAMED.shape)
+    frame = pd.DataFrame(x, columns=FLEET)
+
+    found = scored(fleet, "s", frame)
+
+    np.testing.assert_allclose(
+        found["anomaly_score"], -model.decision_function(frame[list(order)]), rtol=0, atol=1e-9
+    )
+    assert (found["is_anomaly"] == (model.predict(frame[list(order)]) == -1)).all()
+
+
+def scored(fleet: Fleet, sensor: str, x: pd.DataFrame) -> pd.DataFrame:
+    """Score the rows as a part of one sensor's windows, through the whole way."""
+    columns = {
+        "device": ["d"] * len(x),
+        "sensor": [sensor] * len(x),
+        "window_start": pd.date_range("2020-01-01", periods=len(x), freq="min", tz="UTC"),
+    } | {name: x[name] if name in x else np.ones(len(x)) for name in FEATURES}
+    part = pa.Table.from_pandas(
+        pd.DataFrame(columns).astype({"count": "int64"}), schema=INPUT_SCHEMA, preserve_index=False
+    )
+    frame: pd.DataFrame = score_part(fleet, part).to_pandas()
+    return frame
+
+
+@pytest.mark.parametrize("way", ["joblib", "skops"])
+def test_columns_that_are_no_features_are_refused_and_the_way_out_named(way: str) -> None:
+    frame = NAMED[["mean", "std"]].set_axis(["temp", "std"], axis=1)
+    model = OneClassSVM(nu=0.1).fit(frame)
+    data = joblib_bytes(model) if way == "joblib" else skops.io.dumps(model)
+
+    with pytest.raises(ModelRefused, match=r"temp is no feature.*--columns temp=.*--by-position"):
+        read_model(data, TWO)
+
+    by_name, _ = read_model(data, Columns(("std", "mean"), {"temp": "mean"}))
+    by_place, _ = read_model(data, Columns(("std", "mean"), by_position=True))
+    assert (by_name.shape.columns, by_place.shape.columns) == ((1, 0), ())
+
+
+def test_columns_that_the_fleet_lacks_are_refused_and_the_features_named() -> None:
+    model = OneClassSVM(nu=0.1).fit(NAMED[["max", "std"]])
+    with pytest.raises(ModelRefused, match=r"takes max, .* --features mean,std,max --fresh"):
+        read_model(joblib_bytes(model), TWO)
+
+
+def test_two_columns_of_one_feature_are_refused() -> None:
+    model = OneClassSVM(nu=0.1).fit(NAMED[["max", "std"]])
+    with pytest.raises(ModelRefused, match="twice"):
+        read_model(joblib_bytes(model), Columns(FLEET, {"max": "std"}))
+
+
+def test_a_fleet_of_the_format_before_is_read(tmp_path: Path) -> None:
+    models = [Model("d", "s", SVM), Model("d", "t", SVM)]
+    write_fleet(models, TWO.features, tmp_path / "now", NOW)
+    now = Fleet.open(tmp_path / "now")
+    old = tmp_path / "old"
+    old.mkdir()
+    path = old / "models.arrow"
+    with pa.OSFile(str(tmp_path / "now" / "models.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all().drop_columns(["features"])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    manifest = json.loads((tmp_path / "now" / "manifest.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest |= {"format": 1, "sha256": digest, "version": "f" + digest[:12]}
+    manifest["size"] = path.stat().st_size
+    (old / "manifest.json").write_text(json.dumps(manifest))
+
+    before = Fleet.open(old)
+
+    assert [before.describe(row) for row in range(2)] == [now.describe(row) for row in range(2)]
+    x = NAMED[["mean", "std"]]
+    assert scored(before, "t", x).equals(scored(now, "t", x))

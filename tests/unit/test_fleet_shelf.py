@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scoring.adapters.blobs import FolderBlobs
-from scoring.errors import Conflict, InvalidFleet, NotFound
+from scoring.errors import BadInput, Conflict, InvalidFleet, NotFound
 from scoring.fleet import Model, Training, train_model
 from scoring.handlers.fleets import CURRENT, FleetShelf
 from scoring.ports import BlobInfo
@@ -51,7 +51,7 @@ def test_without_a_fleet_an_update_is_the_first_one(shelf: FleetShelf) -> None:
     with pytest.raises(NotFound, match="no fleet yet"):
         shelf.current()
 
-    assert shelf.update(models("s1"), ("mean",), NOW) == shelf.current()
+    assert shelf.update(models("s1"), ("mean",), NOW).version == shelf.current()
     assert sensors(shelf) == ["s1"]
 
 
@@ -79,12 +79,26 @@ def test_an_update_keeps_what_it_does_not_change(shelf: FleetShelf) -> None:
     assert sensors(shelf) == ["s1", "s2", "s3"]
 
 
-def test_an_update_of_other_features_begins_anew(shelf: FleetShelf) -> None:
+def test_an_update_of_other_features_is_refused_and_names_both(shelf: FleetShelf) -> None:
+    version = shelf.publish(models("s1"), ("mean",), NOW)
+
+    with pytest.raises(BadInput, match=r"features mean, and these are to have max: .*--fresh"):
+        shelf.update(models("s2"), ("max",), NOW)
+
+    assert shelf.current() == version
+
+
+def test_a_fleet_is_replaced_if_it_is_still_the_one_that_was_to_be(shelf: FleetShelf) -> None:
     shelf.publish(models("s1"), ("mean",), NOW)
+    before = shelf.mark()
+    shelf.update(models("theirs"), ("mean",), NOW)
 
-    shelf.update(models("s2"), ("max",), NOW)
+    with pytest.raises(Conflict, match="became current"):
+        shelf.replace(models("ours"), ("max",), NOW, before)
+    assert sensors(shelf) == ["s1", "theirs"]
 
-    assert sensors(shelf) == ["s2"]
+    shelf.replace(models("ours"), ("max",), NOW, shelf.mark())
+    assert sensors(shelf) == ["ours"]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -106,7 +120,7 @@ def test_of_two_updates_at_once_the_second_is_told_and_takes_nothing_away(
 def test_two_that_make_the_same_fleet_are_both_content(shelf: FleetShelf, blobs: Meanwhile) -> None:
     blobs.happens = lambda: shelf.update(models("s1"), ("mean",), NOW)
 
-    assert shelf.update(models("s1"), ("mean",), NOW) == shelf.current()
+    assert shelf.update(models("s1"), ("mean",), NOW).version == shelf.current()
 
 
 def test_a_fleet_that_stands_for_itself_is_published_over_any_other(

@@ -14,6 +14,7 @@ from scoring.fleet import (
     Model,
     Training,
     Untrained,
+    check_fleet,
     train_fleet,
     train_model,
     write_fleet,
@@ -73,7 +74,7 @@ def test_a_trained_fleet_scores_as_the_models_do(tmp_path: Path) -> None:
     [
         (windows(5, 9), "9 windows, fewer than 10"),
         (windows(5, 0), "0 windows, fewer than 10"),
-        (windows(5) * [1.0, 0.0], "std the same in all 60 windows"),
+        (windows(5) * [0.0, 0.0], "every feature the same in all 60 windows"),
         (windows(5) * [np.nan, 1.0], "a feature is not a finite number"),
         (windows(5)[:, :1], "feature rows of shape (60, 1)"),
     ],
@@ -84,6 +85,29 @@ def test_a_sensor_that_nothing_can_be_learned_of_is_reported_and_the_others_go_o
     bad, good = train([("d", "bad", x), ("d", "good", windows(6))])
     assert bad == Untrained("d", "bad", reason)
     assert isinstance(good, Model)
+
+
+def test_a_feature_that_never_changes_is_left_out_for_that_sensor_and_said(tmp_path: Path) -> None:
+    flat, whole = windows(5) * [1.0, 0.0], windows(6)
+    models = train([("d", "flat", flat), ("d", "whole", whole)])
+    assert all(isinstance(model, Model) for model in models)
+    write_fleet([one for one in models if isinstance(one, Model)], FEATURES, tmp_path, NOW)
+    fleet = Fleet.open(tmp_path)
+    infos = fleet.find("d", "flat"), fleet.find("d", "whole")
+    assert [info and info.features for info in infos] == [("mean",), ("mean", "std")]
+    assert infos[0] is not None
+    assert infos[0].source.endswith("without std: the same in all of them")
+    row = next(row for row, key in enumerate(fleet.keys()) if key == ("d", "flat"))
+
+    decisions, _ = decide_model(fleet, row, flat + np.array([0.0, 7.0]))
+
+    expected = train_model(flat[:, :1], Training()).decision_function(flat[:, :1])
+    assert decisions == pytest.approx(expected, rel=0, abs=1e-9)
+    report = check_fleet(fleet, fleet.keys(), NOW)
+    assert [(one.sensor, one.why) for one in report.partial] == [
+        ("flat", f"takes mean only: {infos[0].source}")
+    ]
+    assert report.clean
 
 
 def test_the_least_number_of_windows_can_be_set() -> None:

@@ -26,6 +26,7 @@ from scoring.detectors import Array, decide
 from scoring.fleet import Fleet, Model, score_part, write_fleet
 from scoring.fleet.adding import prepare
 from scoring.fleet.compiling import Compiled
+from scoring.fleet.matching import Columns
 from scoring.instants import moment
 from scoring.predictions import INPUT_SCHEMA
 
@@ -66,7 +67,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 @cache
 def compiled(kind: str, seed: int) -> Compiled:
-    model = prepare(KINDS[kind]().fit(rows(seed, 150)), len(FEATURES))
+    model = prepare(KINDS[kind]().fit(rows(seed, 150)), Columns(FEATURES))
     assert not model.payload
     if kind == "rbf of both signs":
         parameters = model.parameters.copy()
@@ -186,7 +187,7 @@ def test_matrix_products_decide_no_digit_of_an_rbf_decision(
     for gamma in (1e-3, 0.02, 0.2, 2.0):
         for width in (1, 2, 5):
             detector = scaled(OneClassSVM(nu=0.3, gamma=gamma)).fit(rows(4, 200)[:, :width])
-            model = prepare(detector, width)
+            model = prepare(detector, Columns(FEATURES[:width]))
             assert model.shape.kernel == "rbf"
             found[gamma, width] = model, decide_rows(model, x[:, :width])
     # Now every row is computed again without them.
