@@ -90,7 +90,7 @@ class FleetShelf:
         current = self._current()
         models, kept = list(changed), list[ModelInfo]()
         if current:
-            fleet = self.open(_checked(current[0]))
+            fleet = self._base(current[0])
             _check_same(fleet, features)
             models, kept = merge_models(fleet, changed, keep_imported=keep_imported)
         version = self._shelve(models, features, created_at)
@@ -141,7 +141,7 @@ class FleetShelf:
         """
         if fresh or (current := self._current()) is None:
             return wanted or default
-        fleet = self.open(_checked(current[0]))
+        fleet = self._base(current[0])
         if wanted:
             _check_same(fleet, wanted)
         return fleet.features
@@ -185,6 +185,14 @@ class FleetShelf:
                 "before: the same again puts the models over the new one"
             )
             raise Conflict(message) from error
+
+    def _base(self, version: str) -> Fleet:
+        """Open the fleet that models are to be put over."""
+        try:
+            return self.open(_checked(version))
+        except (InvalidFleet, NotFound) as error:
+            message = f"{error}: nothing can be put over it; --fresh replaces it"
+            raise type(error)(message) from error
 
     def versions(self) -> list[str]:
         """Give all published versions, in the order of their names."""

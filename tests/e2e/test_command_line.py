@@ -630,7 +630,8 @@ class TestDamagedFleets:
     def test_training_again_repairs_it(self, scoring: Scoring, scored: Path) -> None:
         self.models(scored).write_bytes(b"")
 
-        assert scoring("fleet", "train", "--features", "mean,max").code == 0
+        assert "--fresh replaces it" in scoring("fleet", "train").error()
+        assert scoring("fleet", "train", "--features", "mean,max", "--fresh").code == 0
         assert scoring("fleet", "check").code == 0
 
 
@@ -640,6 +641,98 @@ class Malicious:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.call
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Path:
+    """Write a folder with a model of d0's sensor that names its columns max and mean."""
+    import pandas as pd  # noqa: PLC0415 - seconds of import
+    from sklearn.svm import OneClassSVM  # noqa: PLC0415
+
+    frame = pd.DataFrame({"max": [5.0, 6, 9, 7], "mean": [1.0, 2, 4, 3]})
+    (tmp_path / "models").mkdir()
+    model = OneClassSVM(gamma=0.5).fit(frame)
+    (tmp_path / "models" / "model_d0_s.pkl").write_bytes(pickle.dumps(model))
+    return tmp_path / "models"
+
+
+class TestPuttingModelsOverAFleet:
+    def test_an_import_of_other_features_is_refused_and_takes_nothing_away(
+        self, scoring: Scoring, scored: Path, named: Path
+    ) -> None:
+        before = scoring("fleet", "list", "--json").json
+
+        error = scoring("fleet", "import", named, "--features", "max").error()
+
+        assert "has the features mean,max, and these are to have max" in error
+        assert "--fresh" in error
+        assert scoring("fleet", "list", "--json").json == before
+        assert scoring("fleet", "import", named, "--features", "max,mean", "--fresh").code == 0
+        (model,) = scoring("fleet", "list", "--json").json["models"]
+        assert model["features"] == ["max", "mean"]
+
+    def test_training_other_features_is_refused_before_anything_is_trained(
+        self, scoring: Scoring, scored: Path
+    ) -> None:
+        error = scoring("fleet", "train", "--features", "mean").error()
+        assert "has the features mean,max, and these are to have mean" in error
+
+    def test_an_import_takes_the_fleets_features_and_leaves_the_others_models(
+        self, scoring: Scoring, scored: Path, named: Path
+    ) -> None:
+        assert scoring("fleet", "import", named, "--json").json["imported"] == 1
+
+        models = scoring("fleet", "list", "--json").json["models"]
+        found = {one["device"]: (one["features"], one["source"].split()[0]) for one in models}
+        assert found == {"d0": (["max", "mean"], "pickle"), "d1": (["mean", "max"], "trained")}
+
+    def test_training_keeps_what_was_imported_and_what_has_no_windows_and_says_so(
+        self, scoring: Scoring, scored: Path, named: Path
+    ) -> None:
+        shutil.copy(named / "model_d0_s.pkl", named / "model_gone_s.pkl")
+        assert scoring("fleet", "import", named).code == 0
+
+        said = scoring("fleet", "train").out
+        trained = scoring("fleet", "train", "--json").json
+
+        assert "older models that stay" in said
+        assert trained["models"] == 1
+        assert [(one["device"], one["reason"]) for one in trained["kept"]] == [
+            ("d0", "was imported; --fresh replaces it"),
+            ("gone", "was imported; --fresh replaces it"),
+        ]
+        assert scoring("fleet", "train", "--fresh", "--json").json["models"] == 2
+
+    def test_training_says_which_sensor_keeps_its_older_model_and_why(
+        self, scoring: Scoring, scored: Path
+    ) -> None:
+        # Only ten windows end by then, and all of them hold one reading.
+        late = ("--until", "2026-01-05T00:09:00Z")
+        assert "windows, fewer than 10" in scoring("fleet", "train", *late).error()
+        trained = scoring("fleet", "train", "--json").json
+        assert (trained["models"], trained["kept"], trained["untrained"]) == (2, [], [])
+
+    def test_an_import_says_how_many_models_are_of_sensors_never_seen(
+        self, scoring: Scoring, scored: Path, named: Path
+    ) -> None:
+        shutil.copy(named / "model_d0_s.pkl", named / "model_d0x_s.pkl")
+
+        assert scoring("fleet", "import", named, "--json").json["unknown"] == 1
+        assert "1 of them are of sensors that were never seen" in " ".join(
+            scoring("fleet", "import", named).out.split()
+        )
+
+    @pytest.mark.parametrize(
+        ("option", "reason"),
+        [
+            (("--columns", "temp"), "is not of the form name=feature"),
+            (("--columns", "temp=warmth"), "is not of the form name=feature"),
+        ],
+    )
+    def test_options_that_say_nothing_are_refused(
+        self, scoring: Scoring, named: Path, option: tuple[str, ...], reason: str
+    ) -> None:
+        assert reason in scoring("fleet", "import", named, *option).usage_error()
 
 
 class TestImports:
