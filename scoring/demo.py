@@ -196,7 +196,7 @@ class SimulatedDemo:
         with self._stages.timed("train", "models"):
             trained = self._app.train(
                 FEATURES,
-                Training(),
+                Training(max_windows=self._app.settings.training_windows),
                 self._simulation.training_end,
                 now,
                 lambda done, total: self._stages.progress("train", done, total),

@@ -354,10 +354,11 @@ class Queries(Protocol):
     def sensors(self) -> list[tuple[str, str]]:
         """Give every (device, sensor) that has windows, in order."""
 
-    def history(self, until: int) -> Iterator[Partials]:
+    def history(self, until: int, since: int | None = None) -> Iterator[Partials]:
         """Give all windows that end at or before `until`, merged, by device, sensor and start.
 
-        In sets of bounded size; no window is split over two of them.
+        With `since` only those that start then or later. In sets of bounded size; no window is
+        split over two of them.
 
         Raises
         ------

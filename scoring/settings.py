@@ -202,6 +202,9 @@ class Settings:
         _number(1), "2000000", "windows that one run takes, about: of a backlog the oldest"
     )
     part_rows: int = _setting(_number(1), "20000", "windows an input part holds, about")
+    training_windows: int = _setting(
+        _number(10), "5000", "windows that a sensor is trained on at most: a random sample of them"
+    )
     processes: int = _setting(
         _number(0, 1024), "0", "worker processes; 0 takes one a core, and 1024 is the most"
     )

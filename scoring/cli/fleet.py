@@ -79,6 +79,9 @@ def add_commands(app: typer.Typer) -> None:
 def train(
     context: typer.Context,
     features: Features = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only windows that start then or later (default: all).")
+    ] = None,
     until: Annotated[
         str | None, typer.Option(help="Only windows that end by then (default: all).")
     ] = None,
@@ -98,14 +101,23 @@ def train(
     from scoring.fleet import Training
 
     last = instants.of(now()) if (given := instant_option(until)) is None else given
-    training = Training(nu=nu, gamma=gamma if gamma in {"scale", "auto"} else float(gamma))
+    first = instant_option(since)
+    width = gamma if gamma in {"scale", "auto"} else float(gamma)
     with opened(context) as app, progress("train") as advance:
-        trained = app.train(_names(features), training, last, now(), advance, fresh=fresh)
+        training = Training(nu, width, max_windows=app.settings.training_windows)
+        trained = app.train(
+            _names(features), training, last, now(), advance, since=first, fresh=fresh
+        )
     if as_json:
         lists = {name: [*map(plain, getattr(trained, name))] for name in ("kept", "untrained")}
-        show_json({"version": trained.version, "models": trained.models} | lists)
+        numbers = {name: getattr(trained, name) for name in ("models", "windows", "used")}
+        show_json({"version": trained.version} | numbers | lists)
         return
-    console().print(f"fleet {trained.version}: {cell(trained.models)} models trained")
+    sample = f" of {cell(trained.windows)}" if trained.used < trained.windows else ""
+    console().print(
+        f"fleet {trained.version}: {cell(trained.models)} models trained on"
+        f" {cell(trained.used)}{sample} windows"
+    )
     columns = {"device": "device", "sensor": "sensor", "reason": "why"}
     if trained.kept:
         show_rows("older models that stay", trained.kept, columns, as_json=False)

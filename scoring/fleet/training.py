@@ -20,6 +20,12 @@ from scoring.processes import exit_with_parent
 MIN_WINDOWS = 10
 """A sensor with fewer windows gets no model: a boundary around less says nothing."""
 
+MAX_WINDOWS = 5_000
+"""Windows that a sensor is trained on, if nobody says otherwise: 50 support vectors, 2 kB."""
+
+_ROUNDING = 1e-12
+"""Part of a feature's size below which its differences are those of rounding."""
+
 _CHUNK = 32
 """Sensors that a process trains at a time."""
 
@@ -44,11 +50,15 @@ class Training:
         with 0.02 one in twenty, and both find a shift of one deviation in 30 readings.
     min_windows
         Sensors with fewer are left out.
+    max_windows
+        Of a sensor with more a random sample is taken: a model grows with the windows it was
+        trained on, and the time to fit it with their square.
     """
 
     nu: float = 0.01
     gamma: float | str = 0.02
     min_windows: int = MIN_WINDOWS
+    max_windows: int = MAX_WINDOWS
 
     def __post_init__(self) -> None:
         """Refuse what scikit-learn would refuse, once and not for every sensor."""
@@ -121,9 +131,23 @@ def varying(x: Array) -> tuple[int, ...]:
     """Return the positions of the features that are not the same in all windows.
 
     A constant one says nothing of what is usual, and has no deviation to be scaled by: one reading
-    a window has a ``std`` of 0 in every window.
+    a window has a ``std`` of 0 in every window. Differences of rounding are none: means of equal
+    readings differ in their last digit.
     """
-    return tuple(np.flatnonzero(x.max(axis=0) != x.min(axis=0)).tolist())
+    spread, size = x.max(axis=0) - x.min(axis=0), np.abs(x).max(axis=0)
+    return tuple(np.flatnonzero(spread > _ROUNDING * size).tolist())
+
+
+def sample(x: Array, most: int) -> Array:
+    """Return at most so many rows, in their order; the same ones for the same rows.
+
+    One from each of as many stretches of equal length, at random: all of the span is in it, and
+    every time of the day. Evenly spaced rows could all be from the same minute of the hour.
+    """
+    if len(x) <= most:
+        return x
+    edges = np.linspace(0, len(x), most + 1).astype(np.intp)
+    return x[np.random.default_rng(0).integers(edges[:-1], edges[1:])]
 
 
 def train_fleet(  # noqa: PLR0913 - the last two are by keyword
@@ -200,10 +224,14 @@ def _train_sensor(sensor: Sensor, common: _Common) -> Model | Untrained:
     (device, name, x), (features, training, trained_at) = sensor, common
     if x.shape != (len(x), len(features)):
         return Untrained(device, name, f"feature rows of shape {x.shape}")
+    windows = f"{len(x):,} windows"
+    if len(x) > training.max_windows:
+        windows = f"{training.max_windows:,} of {windows}"
+        x = sample(x, training.max_windows)
     if problem := unfit(x, training):
         return Untrained(device, name, problem)
     taken = varying(x)
-    source = f"trained on {len(x)} windows, nu {training.nu:g}, gamma {training.gamma}"
+    source = f"trained on {windows}, nu {training.nu:g}, gamma {training.gamma}"
     if constant := [feature for i, feature in enumerate(features) if i not in taken]:
         source += f", without {', '.join(constant)}: the same in all of them"
     own = Columns(tuple(features[i] for i in taken))

@@ -1,8 +1,8 @@
 """Make fleets and check them: train on the store's windows, import files, hold one to the light."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from scoring.fleet import (
 )
 from scoring.fleet.matching import Columns
 from scoring.fleet.naming import PATTERN, Listed, Names, Pattern, normalised
-from scoring.handlers.fleets import FleetShelf, Updated, sensor_rows
+from scoring.handlers.fleets import FleetShelf, SensorRows, Updated, sensor_rows
 from scoring.queries import Queries
 
 Progress = Callable[[float, float], None]
@@ -59,12 +59,16 @@ class Trained:
         Sensors with an older model.
     untrained
         Sensors without any.
+    windows, used
+        How many windows there are of all sensors, and how many of them were taken to train on.
     """
 
     version: str
     models: int
     kept: list[Kept]
     untrained: list[Untrained]
+    windows: int = 0
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class TrainFleet:
         now: datetime,
         progress: Progress,
         *,
+        since: int | None = None,
         fresh: bool = False,
     ) -> Trained:
         """Train, and publish the current fleet with the models put over it.
@@ -113,8 +118,8 @@ class TrainFleet:
         ----------
         features
             None for those of the current fleet.
-        until
-            Only windows that end at or before this instant are trained on.
+        since, until
+            Only windows that start and end between these instants are trained on.
         fresh
             Replace the whole current fleet.
 
@@ -132,8 +137,10 @@ class TrainFleet:
         total = len(self.queries.sensors())
         models: list[Model] = []
         untrained: list[Untrained] = []
+        counts: list[int] = []
+        history = sensor_rows(self.queries.history(until, since), features)
         for one in train_fleet(
-            sensor_rows(self.queries.history(until), features),
+            _counted(history, counts),
             features,
             training,
             now,
@@ -142,8 +149,10 @@ class TrainFleet:
         ):
             models.append(one) if isinstance(one, Model) else untrained.append(one)
         if not models:
+            span = f" from {instants.text(since)}" if since is not None else ""
             message = (
-                f"no sensor of {total} can be trained on windows before {instants.text(until)}"
+                f"no sensor of {total} can be trained on windows{span} before"
+                f" {instants.text(until)}"
             )
             if untrained:
                 first = untrained[0]
@@ -153,7 +162,8 @@ class TrainFleet:
             updated = self.shelf.replace(models, features, now, before)
         else:
             updated = self._put_over(models, features, now)
-        return _trained(updated, models, untrained)
+        used = sum(min(count, training.max_windows) for count in counts)
+        return replace(_trained(updated, models, untrained), windows=sum(counts), used=used)
 
     def _put_over(self, models: list[Model], features: tuple[str, ...], now: datetime) -> Updated:
         """Put the models over the fleet that is current by now: training took its time."""
@@ -161,6 +171,13 @@ class TrainFleet:
             with suppress(Conflict):
                 return self.shelf.update(models, features, now, keep_imported=True)
         return self.shelf.update(models, features, now, keep_imported=True)
+
+
+def _counted(history: Iterable[SensorRows], counts: list[int]) -> Iterator[SensorRows]:
+    """Pass sensors on, and note how many windows each has."""
+    for one in history:
+        counts.append(len(one[2]))
+        yield one
 
 
 def _trained(updated: Updated, models: list[Model], untrained: list[Untrained]) -> Trained:

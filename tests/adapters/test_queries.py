@@ -490,6 +490,15 @@ class TestHistory:
         for until, expected in [(MINUTE - 1, 0), (MINUTE, 1), (2 * MINUTE, 2), (NOW, 3)]:
             assert len(joined(queries.history(until))) == expected
 
+    def test_only_windows_that_start_then_or_later_are_given(
+        self, database: Database, queries: Queries
+    ) -> None:
+        settle_window(database, MINUTE, MINUTE)
+        fill(database, ("d", "s"), windows=3)
+
+        for since, expected in [(0, 3), (1, 2), (MINUTE, 2), (2 * MINUTE, 1), (NOW, 0)]:
+            assert sum(map(len, queries.history(NOW, since))) == expected
+
     def test_claimed_windows_are_history_too(self, database: Database, queries: Queries) -> None:
         fill(database, ("d", "s"))
         claimed(database)

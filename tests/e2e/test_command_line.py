@@ -703,14 +703,29 @@ class TestPuttingModelsOverAFleet:
         ]
         assert scoring("fleet", "train", "--fresh", "--json").json["models"] == 2
 
+    @pytest.mark.parametrize(
+        ("since", "windows", "reason"),
+        [(40, 20, "has no windows to train on"), (35, 30, "5 windows, fewer than 10")],
+    )
     def test_training_says_which_sensor_keeps_its_older_model_and_why(
-        self, scoring: Scoring, scored: Path
+        self, scoring: Scoring, scored: Path, tmp_path: Path, since: int, windows: int, reason: str
     ) -> None:
-        # Only ten windows end by then, and all of them hold one reading.
-        late = ("--until", "2026-01-05T00:09:00Z")
-        assert "windows, fewer than 10" in scoring("fleet", "train", *late).error()
-        trained = scoring("fleet", "train", "--json").json
-        assert (trained["models"], trained["kept"], trained["untrained"]) == (2, [], [])
+        begin = f"2026-01-05T00:{since}:00Z"
+        write_readings(tmp_path / "more.csv", begin=40, windows=20, devices=1)
+        assert scoring("ingest", tmp_path / "more.csv").code == 0
+
+        trained = scoring("fleet", "train", "--since", begin, "--json").json
+
+        assert (trained["models"], trained["windows"], trained["used"]) == (1, windows, windows)
+        assert trained["kept"] == [{"device": "d1", "sensor": "s", "reason": reason}]
+        assert trained["untrained"] == []
+
+    def test_training_says_how_many_windows_it_took(
+        self, scoring: Scoring, scored: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert "2 models trained on 80 windows" in scoring("fleet", "train").out
+        monkeypatch.setenv("SCORING_TRAINING_WINDOWS", "15")
+        assert "2 models trained on 30 of 80 windows" in scoring("fleet", "train").out
 
     def test_an_import_says_how_many_models_are_of_sensors_never_seen(
         self, scoring: Scoring, scored: Path, named: Path

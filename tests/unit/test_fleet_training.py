@@ -20,6 +20,7 @@ from scoring.fleet import (
     write_fleet,
 )
 from scoring.fleet.predicting import decide_model
+from scoring.fleet.training import sample
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 FEATURES = ("mean", "std")
@@ -108,6 +109,43 @@ def test_a_feature_that_never_changes_is_left_out_for_that_sensor_and_said(tmp_p
         ("flat", f"takes mean only: {infos[0].source}")
     ]
     assert report.clean
+
+
+def test_differences_of_rounding_are_no_variation(tmp_path: Path) -> None:
+    x = windows(5)
+    x[:, 1] = 0.1 + np.resize([0.0, 1.4e-17, -1.4e-17], len(x))
+    (model,) = train([("d", "s", x)])
+    assert isinstance(model, Model)
+    assert model.detector.shape.columns == (0,)
+
+
+@pytest.mark.parametrize(("count", "most"), [(9, 10), (10, 10), (11, 10), (1_000, 10), (999, 7)])
+def test_a_sample_has_a_row_of_every_stretch_and_is_the_same_again(count: int, most: int) -> None:
+    x = np.arange(count, dtype=float)[:, None]
+    taken = sample(x, most)[:, 0]
+    np.testing.assert_array_equal(taken, sample(x, most)[:, 0])
+    assert len(taken) == min(count, most)
+    assert (np.diff(taken) > 0).all()
+    stretch = count / most
+    assert (np.abs(taken - (np.arange(len(taken)) + 0.5) * max(stretch, 1)) <= stretch + 1).all()
+
+
+def test_a_sample_is_not_evenly_spaced() -> None:
+    # A row a minute over ten days, one of each day: an even sample would have the same minute.
+    taken = sample(np.arange(14_400.0)[:, None], 10)[:, 0]
+    assert len(set((taken % 1_440).tolist())) > 5
+
+
+def test_of_many_windows_a_sample_is_trained_on_and_said(tmp_path: Path) -> None:
+    x = np.concatenate([windows(seed) for seed in range(40)])
+    whole, cut = (
+        train([("d", "s", x)], training=Training(max_windows=most))[0] for most in (5_000, 200)
+    )
+    assert isinstance(whole, Model)
+    assert isinstance(cut, Model)
+    assert whole.source.startswith("trained on 2,400 windows,")
+    assert cut.source.startswith("trained on 200 of 2,400 windows,")
+    assert cut.detector.support < whole.detector.support / 2
 
 
 def test_the_least_number_of_windows_can_be_set() -> None:

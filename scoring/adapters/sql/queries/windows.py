@@ -90,13 +90,15 @@ class WindowQueries(Reader):
             rows = fetch(connection, select(*key).distinct().order_by(*key))
             return [(device, sensor) for device, sensor in rows]
 
-    def history(self, until: int) -> Iterator[Partials]:
-        """Give all windows that end at or before `until`, merged, by device, sensor and start."""
+    def history(self, until: int, since: int | None = None) -> Iterator[Partials]:
+        """Give all windows from `since` to `until`, merged, by device, sensor and start."""
         with self._database.read() as connection:
             windows = read_window_facts(connection)
             refuse_rebuild(windows)
             last_start = until - (windows.size or 0)
             statement = _partials().where(window_partials.c.window_start <= last_start)
+            if since is not None:
+                statement = statement.where(window_partials.c.window_start >= since)
             result = connection.execution_options(yield_per=FETCH).execute(statement)
             yield from merged(result.partitions(FETCH))
 
