@@ -123,6 +123,9 @@ class Pattern:
         shortest, longest = (_compiled(self._sized(*sizes)).fullmatch(stem) for sizes in ends)
         if shortest is None or longest is None:
             return []
+        if shortest.span("device") == longest.span("device"):
+            # As most names are; to try one length after the other takes three times as long.
+            return [shortest.group("device", "sensor")] if self._fits(shortest) else []
         splits = []
         for size in range(len(shortest["device"]), len(longest["device"]) + 1):
             sized = _compiled(self._sized(f"{{{size}}}", "+"))
