@@ -125,7 +125,8 @@ class Pattern:
             return []
         if shortest.span("device") == longest.span("device"):
             # As most names are; to try one length after the other takes three times as long.
-            return [shortest.group("device", "sensor")] if self._fits(shortest) else []
+            only = shortest["device"], shortest["sensor"]
+            return [only] if self._fits(shortest) else []
         splits = []
         for size in range(len(shortest["device"]), len(longest["device"]) + 1):
             sized = _compiled(self._sized(f"{{{size}}}", "+"))

@@ -4,7 +4,8 @@ It shares no code with the batched forms of `scoring.detectors`, whose answers i
 where no live estimator can be asked: old pickles, of which only the attributes were read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,12 @@ def reference_decisions(detector: object, x: Array) -> Array:
         z = z - scaler["mean_"]
     if scaler.get("scale_") is not None and scaler.get("with_std", True):
         z = z / scaler["scale_"]
-    return np.array([_REFERENCES[name](attributes, row) for row in z])
+    decide = _REFERENCES[name](attributes)
+    return np.array([decide(row) for row in z])
 
 
-def _svm(svm: Mapping[str, Any], z: Array) -> float:
-    return libsvm_decision(svm_of(svm), z)
+def _svm(svm: Mapping[str, Any]) -> Callable[[Array], float]:
+    return partial(libsvm_decision, svm_of(svm))
 
 
 def _elliptic(envelope: Mapping[str, Any], z: Array) -> float:
@@ -61,4 +63,8 @@ def _forest(forest: Mapping[str, Any], z: Array) -> float:
     return float(-(2.0**-mean) - forest["offset_"])
 
 
-_REFERENCES = {"OneClassSVM": _svm, "EllipticEnvelope": _elliptic, "IsolationForest": _forest}
+_REFERENCES: dict[str, Callable[[Mapping[str, Any]], Callable[[Array], float]]] = {
+    "OneClassSVM": _svm,
+    "EllipticEnvelope": lambda attributes: partial(_elliptic, attributes),
+    "IsolationForest": lambda attributes: partial(_forest, attributes),
+}
