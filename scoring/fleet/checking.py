@@ -8,6 +8,7 @@ import numpy as np
 
 from scoring.detectors import Array
 from scoring.fleet.file import Fleet, ModelInfo
+from scoring.fleet.naming import normalised
 from scoring.fleet.predicting import decide_model
 
 STALE_AFTER = timedelta(days=90)
@@ -80,17 +81,22 @@ def check_fleet(
         Feature rows, shape (windows, features), of sensors to try their models on; without them
         only models with a single support vector count as degenerate.
     """
-    present, models = set(seen), {key: row for row, key in enumerate(fleet.keys())}
+    # By names in one form of Unicode, in which scoring finds them too.
+    present = {normalised(key): key for key in seen}
+    models = {normalised(key): row for row, key in enumerate(fleet.keys())}
     infos = [fleet.describe(row) for row in models.values()]
     degenerate = {(info.device, info.sensor): why for info in infos if (why := _lonely(info))}
     for device, sensor, x in sample:
-        row = models.get((device, sensor))
+        row = models.get(normalised((device, sensor)))
         if row is not None and (why := _indiscriminate(fleet, row, x)):
-            degenerate[device, sensor] = why
+            degenerate[infos[row].device, infos[row].sensor] = why
     oldest = now - stale_after
     return FleetReport(
-        missing=_findings((*key, _MISSING) for key in present - models.keys()),
-        orphans=_findings((*key, _ORPHAN) for key in models.keys() - present),
+        missing=_findings((*present[key], _MISSING) for key in present.keys() - models.keys()),
+        orphans=_findings(
+            (infos[models[key]].device, infos[models[key]].sensor, _ORPHAN)
+            for key in models.keys() - present.keys()
+        ),
         stale=_findings(
             (info.device, info.sensor, f"trained {(now - info.trained_at).days} days ago")
             for info in infos

@@ -1,5 +1,6 @@
 """A fleet held against the sensors that were seen."""
 
+import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -83,3 +84,14 @@ def test_a_few_anomalous_windows_prove_nothing(fleet: Fleet) -> None:
     nan = np.full((50, 2), np.nan)
     report = check_fleet(fleet, SEEN, NOW, sample=[("d", "good", few), ("d", "old", nan)])
     assert named(report.degenerate) == ["lonely"]
+
+
+def test_a_sensor_is_found_in_either_form_of_unicode(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Kühler") for form in ("NFC", "NFD"))
+    models = [Model(composed, "s", GOOD), Model(decomposed, "t", LONELY)]
+    write_fleet(models, ("mean", "std"), tmp_path, NOW)
+    seen = [(decomposed, "s"), (composed, "t")]
+    sample = [(device, sensor, X + 100.0) for device, sensor in seen]
+    report = check_fleet(Fleet.open(tmp_path), seen, NOW, sample=sample)
+    assert (report.missing, report.orphans) == ((), ())
+    assert named(report.degenerate) == ["s", "t"]
