@@ -11,6 +11,7 @@ from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.facts import CLAIMS
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import facts, metadata
+from tests.adapters.one_result import allow_one_result
 from tests.servers import PostgreSql, postgresql
 from tests.services import MSSQL, POSTGRESQL
 
@@ -32,6 +33,7 @@ def migrated_postgresql(postgresql_server: PostgreSql) -> Iterator[Database]:
     """Open one migrated database for all tests: making one for each would take minutes."""
     postgresql_server.execute("CREATE DATABASE migrated")
     database = Database(postgresql_server.url("migrated"))
+    allow_one_result(database.engine)
     migrate(database)
     yield database
     database.close()
@@ -75,7 +77,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 
 @pytest.fixture(params=ENGINES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """Give a database of the newest schema, without a row."""
+    """Give a database of the newest schema, without a row, whose results are read one by one."""
     if request.param == "postgresql":
         shared: Database = request.getfixturevalue("migrated_postgresql")
         restore(shared)
@@ -88,6 +90,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     else:
         database = emptied(str(MSSQL))
         migrate(database)
+    allow_one_result(database.engine)
     yield database
     database.close()
 
@@ -99,5 +102,5 @@ def restore(database: Database) -> None:
     with database.write() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())
-        connection.exec_driver_sql(renumber)
+        connection.exec_driver_sql(renumber).close()
         connection.execute(facts.insert().values(name=CLAIMS, value=""))

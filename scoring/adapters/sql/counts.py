@@ -79,7 +79,7 @@ class Change:
         """Take predictions that are about to be deleted out of the counts."""
         key = (predictions.c.device, predictions.c.sensor)
         statement = select(*key, *totals()).where(which).group_by(*key)
-        for device, sensor, *numbers in connection.execute(statement):
+        for device, sensor, *numbers in connection.execute(statement).all():
             _add(self._sensors[device, sensor], [-number for number in numbers])
 
     def replace(self, connection: Connection, run_number: int, rows: Sequence[Row]) -> None:

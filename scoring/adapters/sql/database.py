@@ -36,7 +36,11 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction: all of the block happens, or nothing."""
+        """One transaction: all of the block happens, or nothing.
+
+        Read each result completely before the next statement of the connection: SQL Server's
+        driver refuses a statement while rows of another one are left.
+        """
         with translated_errors(), self.engine.begin() as connection:
             yield connection
 

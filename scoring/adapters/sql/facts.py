@@ -52,7 +52,7 @@ class WindowFacts:
 def read_window_facts(connection: Connection) -> WindowFacts:
     """Return the facts about all windows."""
     statement = select(facts.c.name, facts.c.value).where(facts.c.name.in_((_WINDOW, _REBUILD)))
-    values = {name: value for name, value in connection.execute(statement)}
+    values = {name: value for name, value in connection.execute(statement).all()}
     size = values.get(_WINDOW)
     number, _, phase = values.get(_REBUILD, f"0:{Phase.DONE}").partition(":")
     return WindowFacts(None if size is None else int(size), int(number), Phase(phase))

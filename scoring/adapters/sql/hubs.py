@@ -111,9 +111,10 @@ def _skipped(connection: Connection, marks: Mapping[tuple[str, int], int]) -> di
     columns = (gaps.c.partition, gaps.c.epoch, gaps.c.first_sequence, gaps.c.last_sequence)
     statement = select(*columns).where(gaps.c.state == "open")
     first: dict[str, int] = {}
-    for partition, epoch, begin, end in connection.execute(
+    rows = connection.execute(
         statement.order_by(gaps.c.partition, gaps.c.first_sequence.desc())
-    ):
+    ).all()
+    for partition, epoch, begin, end in rows:
         mark = marks.get((partition, epoch))
         # Several that adjoin each other were skipped one after another.
         if mark is not None and end == first.get(partition, mark + 1) - 1:

@@ -113,7 +113,7 @@ class _Transaction:
             mine &= table.sequence_number <= last
         columns = (table.enqueued_time, table.reason, table.detail, table.body)
         statement = select(*key, *columns, table.connection_device_id).where(mine)
-        rows = self.connection.execute(statement.order_by(*key).limit(limit))
+        rows = self.connection.execute(statement.order_by(*key).limit(limit)).all()
         return [StoredReject(*row) for row in rows]
 
     def _merge(self, change: IngestChange) -> int:
@@ -234,7 +234,8 @@ class SqlIngestStore:
         newest = newest_epochs().c
         statement = select(newest.partition, newest.epoch)
         with self._database.read() as connection:
-            return {parse_partition(name): last for name, last in connection.execute(statement)}
+            rows = connection.execute(statement).all()
+        return {parse_partition(name): last for name, last in rows}
 
     def applied(self, hub: str) -> dict[str, tuple[int, int]]:
         """Give a hub's partitions with their high-water marks, and when those were enqueued."""
@@ -279,10 +280,8 @@ class SqlIngestStore:
         if state is not None:
             statement = statement.where(gaps.c.state == state)
         with self._database.read() as connection:
-            return [
-                Gap(parse_partition(row.partition), row.epoch, *row[2:])
-                for row in connection.execute(statement)
-            ]
+            rows = connection.execute(statement).all()
+        return [Gap(parse_partition(row.partition), row.epoch, *row[2:]) for row in rows]
 
     @retried
     def mark_lost(self, gap: Gap) -> None:
@@ -339,7 +338,7 @@ def _read_epochs(connection: Connection, partition: str) -> dict[int, Epoch]:
             ),
             created=row.created,
         )
-        for row in connection.execute(statement)
+        for row in connection.execute(statement).all()
     }
 
 
@@ -350,7 +349,7 @@ def _open_gaps(connection: Connection, partition: str, epoch: int) -> list[GapRo
         .where(gaps.c.partition == partition, gaps.c.epoch == epoch, gaps.c.state != "repaired")
         .order_by(gaps.c.first_sequence)
     )
-    return list(connection.execute(statement))
+    return list(connection.execute(statement).all())
 
 
 def _replace_gap(

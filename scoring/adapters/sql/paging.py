@@ -35,11 +35,11 @@ def values(
     first = conditions if behind is None else (*conditions, column > behind)
     if connection.dialect.name == "mssql":
         listed = select(column).distinct().where(*first).order_by(column).limit(limit)
-        return list(connection.execute(listed).scalars())
+        return list(connection.execute(listed).scalars().all())
     start = select(func.min(column).label("name"), literal(1).label("place")).where(*first)
     found = start.cte("found", recursive=True)
     following = select(func.min(column)).where(*conditions, column > found.c.name)
     step = select(following.scalar_subquery(), found.c.place + 1)
     found = found.union_all(step.where(found.c.name.is_not(None), found.c.place < limit))
     names = select(found.c.name).where(found.c.name.is_not(None)).order_by(found.c.place)
-    return list(connection.execute(names).scalars())
+    return list(connection.execute(names).scalars().all())

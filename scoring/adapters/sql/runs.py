@@ -166,7 +166,7 @@ class SqlRunStore:
         is_open = (runs.c.job_is_open == true()) & runs.c.state.in_(TERMINAL)
         statement = select(*_RUN).where(is_open).order_by(runs.c.number)
         with self._database.read() as connection:
-            return [_run(row) for row in connection.execute(statement)]
+            return [_run(row) for row in connection.execute(statement).all()]
 
     @retried
     def fail_parts(self, run: ScoringRun, causes: Mapping[int, str]) -> None:
@@ -256,13 +256,13 @@ class SqlRunStore:
         """Give the runs that have not ended, oldest first."""
         statement = select(*_RUN).where(runs.c.state.in_(ACTIVE)).order_by(runs.c.number)
         with self._database.read() as connection:
-            return [_run(row) for row in connection.execute(statement)]
+            return [_run(row) for row in connection.execute(statement).all()]
 
     def parts(self, run: ScoringRun) -> list[IndexedPart]:
         """Give the exported parts of a run with what was indexed of them."""
         mine = select(run_parts).where(run_parts.c.run_number == run.number)
         with self._database.read() as connection:
-            rows = connection.execute(mine.order_by(run_parts.c.part))
+            rows = connection.execute(mine.order_by(run_parts.c.part)).all()
             return [IndexedPart(*row[1:]) for row in rows]
 
     def part(self, run: ScoringRun, number: int) -> IndexedPart:
@@ -317,7 +317,7 @@ class SqlRunStore:
     def suspects(self) -> list[Suspect]:
         """Give the sensors that may be why a part failed."""
         with self._database.read() as connection:
-            return [Suspect(*row) for row in connection.execute(select(suspects))]
+            return [Suspect(*row) for row in connection.execute(select(suspects)).all()]
 
     @retried
     def save_suspects(self, changed: Sequence[Suspect]) -> None:
@@ -471,7 +471,7 @@ def _last_start(connection: Connection, run: ScoringRun, windows: int) -> int | 
     start = window_partials.c.window_start
     counted = select(start, func.count()).where(_claimable(run)).group_by(start).order_by(start)
     total, last = 0, None
-    for begin, number in connection.execute(counted):
+    for begin, number in connection.execute(counted).all():
         total += number
         if last is not None and total > windows:
             return last

@@ -40,7 +40,8 @@ def _lock(connection: Connection) -> None:
     """Wait for another process that migrates; in SQLite the transaction is lock enough."""
     match connection.dialect.name:
         case "postgresql":
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('migrate'))")
+            lock = "SELECT pg_advisory_xact_lock(hashtext('migrate'))"
+            connection.exec_driver_sql(lock).close()
         case "mssql":
             connection.exec_driver_sql(
                 "EXEC sp_getapplock @Resource = 'migrate', @LockMode = 'Exclusive'"

@@ -56,7 +56,7 @@ class IncomingQueries(Reader):
                 pending=connection.execute(
                     _count_windows(window_partials.c.claimed_by.is_(None))
                 ).scalar_one(),
-                active_runs=list(connection.execute(_active_runs()).scalars()),
+                active_runs=list(connection.execute(_active_runs()).scalars().all()),
                 open_jobs=[
                     OpenJob(run_id, RunState(state), *rest)
                     for run_id, state, *rest in fetch(connection, _open_jobs())
