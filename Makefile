@@ -13,7 +13,7 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
-# Installs what some tests need and pip cannot install: PostgreSQL, unixODBC and Azurite.
+# Installs what some tests need and pip cannot install: PostgreSQL, PgBouncer, unixODBC and Azurite.
 services: $(VENV)/.dev
 	@$(PY) -m tools.services
 

@@ -17,6 +17,7 @@ from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.engines import Pool
 from scoring.adapters.sql.ingest import SqlIngestStore
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
@@ -135,7 +136,8 @@ class App:
     def database(self) -> Database:
         """The database, brought to the newest schema."""
         if url := self.settings.database:
-            database = Database(url)
+            size, overflow = self.settings.database_pool_size, self.settings.database_max_overflow
+            database = Database(url, Pool(size, overflow, self.settings.database_pooler))
         else:
             with storage_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)

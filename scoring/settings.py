@@ -122,6 +122,17 @@ class Settings:
         "",
         "URL of PostgreSQL or ODBC connection string of SQL Server; empty is SQLite in data",
     )
+    database_pool_size: int = _setting(
+        _number(1, 1000), "2", "connections to the database that each process keeps"
+    )
+    database_max_overflow: int = _setting(
+        _number(0, 1000), "2", "connections that each process makes beyond these while it is busy"
+    )
+    database_pooler: bool = _setting(
+        _flag,
+        "false",
+        "whether a pooler in transaction mode is in between: PgBouncer, port 6432 on Azure",
+    )
     storage: str = _setting(
         addresses.storage,
         "",

@@ -7,13 +7,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+from sqlalchemy import make_url
 
-from tests.services import azurite_program, postgresql_programs
+from tests.services import azurite_program, pgbouncer_program, postgresql_programs
 
 
 @contextmanager
@@ -75,6 +76,41 @@ class PostgreSql:
             stderr=subprocess.DEVNULL,
             timeout=120,
         )
+
+
+@contextmanager
+def pgbouncer(server: PostgreSql, folder: Path) -> Iterator[Callable[[str], str]]:
+    """Run PgBouncer in transaction mode before a server; gives the URL of a database by its name.
+
+    It has two connections for each database, so that transactions change theirs all the time.
+    """
+    program = pgbouncer_program()
+    assert program is not None, "PgBouncer is not installed"
+    port, behind = free_port(), make_url(server.url())
+    (folder / "pgbouncer.ini").write_text(
+        "[databases]\n"
+        f"* = host=127.0.0.1 port={behind.port} user={behind.username}\n"
+        "[pgbouncer]\n"
+        f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+        "auth_type = any\n"
+        "pool_mode = transaction\ndefault_pool_size = 2\nserver_round_robin = 1\n"
+    )
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        for path in (folder, *folder.iterdir()):
+            shutil.chown(path, user)
+    with subprocess.Popen(
+        [program, "pgbouncer.ini"],
+        cwd=folder,
+        user=user,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            _wait_for(port, process)
+            yield lambda name: behind.set(port=port, database=name).render_as_string()
+        finally:
+            process.terminate()
 
 
 def free_port() -> int:

@@ -57,6 +57,14 @@ def postgresql_programs() -> Path | None:
 
 
 @cache
+def pgbouncer_program() -> Path | None:
+    """Return PgBouncer; None where it is not installed."""
+    # Debian has it where only root looks.
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    return Path(found) if found else None
+
+
+@cache
 def azurite_program() -> Path | None:
     """Return Azurite's blob service; None where it is not installed."""
     local = ROOT / "node_modules" / ".bin" / "azurite-blob"
@@ -76,7 +84,8 @@ def _is_odbc_here() -> bool:
 POSTGRESQL = Service("PostgreSQL", "postgresql", lambda: postgresql_programs() is not None)
 ODBC = Service("unixODBC", "unixodbc", _is_odbc_here)
 AZURITE = Service("Azurite", "azurite@3.35.0", lambda: azurite_program() is not None, by_npm=True)
-SERVICES = (AZURITE, POSTGRESQL, ODBC)
+PGBOUNCER = Service("PgBouncer", "pgbouncer", lambda: pgbouncer_program() is not None)
+SERVICES = (AZURITE, POSTGRESQL, PGBOUNCER, ODBC)
 
 MSSQL = os.environ.get("SCORING_TEST_MSSQL")
 """An ODBC connection string of an SQL Server database that the tests may empty."""
@@ -122,7 +131,7 @@ def explained(reasons: Iterable[str]) -> list[str]:
 
 def forget() -> None:
     """Look again at what is here: something was installed."""
-    for looked in (postgresql_programs, azurite_program, _is_odbc_here):
+    for looked in (postgresql_programs, pgbouncer_program, azurite_program, _is_odbc_here):
         looked.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""Install what some tests need and pip cannot install: PostgreSQL, unixODBC and Azurite.
+"""Install what some tests need and pip cannot install: PostgreSQL, PgBouncer, unixODBC, Azurite.
 
 Run from the project's folder: ``python -m tools.services``, or with ``missing`` to only say what is
 not installed.

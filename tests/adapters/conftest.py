@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.engines import Pool
 from scoring.adapters.sql.facts import CLAIMS
 from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.schema import facts, metadata
 from tests.adapters.one_result import allow_one_result
-from tests.servers import PostgreSql, postgresql
-from tests.services import MSSQL, POSTGRESQL
+from tests.servers import PostgreSql, pgbouncer, postgresql
+from tests.services import MSSQL, PGBOUNCER, POSTGRESQL
 
-ENGINES = ("sqlite", "postgresql", *(["mssql"] if MSSQL else []))
+ENGINES = (
+    "sqlite",
+    "postgresql",
+    # What PostgreSQL does it does behind a pooler too; that is tried where there is time.
+    pytest.param("pgbouncer", marks=pytest.mark.exhaustive),
+    *(["mssql"] if MSSQL else []),
+)
 
 _numbers = count()
 
@@ -37,6 +44,21 @@ def migrated_postgresql(postgresql_server: PostgreSql) -> Iterator[Database]:
     migrate(database)
     yield database
     database.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_pgbouncer(
+    postgresql_server: PostgreSql, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """Open the like behind PgBouncer in transaction mode."""
+    PGBOUNCER.require()
+    postgresql_server.execute("CREATE DATABASE pooled")
+    with pgbouncer(postgresql_server, tmp_path_factory.mktemp("pgbouncer")) as url:
+        database = Database(url("pooled"), Pool(is_behind_pooler=True))
+        allow_one_result(database.engine)
+        migrate(database)
+        yield database
+        database.close()
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +100,8 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 @pytest.fixture(params=ENGINES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """Give a database of the newest schema, without a row, whose results are read one by one."""
-    if request.param == "postgresql":
-        shared: Database = request.getfixturevalue("migrated_postgresql")
+    if request.param in ("postgresql", "pgbouncer"):
+        shared: Database = request.getfixturevalue(f"migrated_{request.param}")
         restore(shared)
         yield shared
         return

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
 from azure.core.exceptions import AzureError, ClientAuthenticationError, ServiceRequestError
 from sqlalchemy import event
@@ -12,9 +13,10 @@ from sqlalchemy.pool import QueuePool
 
 from scoring.adapters.sql import engines
 from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.engines import Pool
 from scoring.errors import Misconfigured, ScoringError, Transient
-from tests.servers import PostgreSql, free_port
-from tests.services import ODBC
+from tests.servers import PostgreSql, free_port, pgbouncer
+from tests.services import ODBC, PGBOUNCER
 
 
 @pytest.fixture
@@ -79,13 +81,83 @@ def mssql(*options: str) -> Database:
     return Database(";".join((server, *options)))
 
 
+@pytest.fixture
+def behind(
+    postgresql_server: PostgreSql, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Return the URL of a database behind PgBouncer."""
+    PGBOUNCER.require()
+    with pgbouncer(postgresql_server, tmp_path_factory.mktemp("pgbouncer")) as url:
+        yield url("postgres")
+
+
+class TestBehindAPooler:
+    def test_a_connection_is_not_refused_for_what_it_brings(self, behind: str) -> None:
+        database = Database(behind)
+        assert said(database, "SELECT 1") == 1
+        assert said(database, "SHOW lock_timeout") == "30s"
+        database.close()
+
+    def test_one_statement_again_and_again_works_on_whatever_connection(self, behind: str) -> None:
+        database = Database(behind, Pool(is_behind_pooler=True))
+        assert list(self.prepared(behind, database)) == [*range(30)]
+        database.close()
+
+    def test_without_the_setting_a_statement_that_is_prepared_is_a_setup_mistake(
+        self, behind: str
+    ) -> None:
+        database = Database(behind)
+        with pytest.raises(Misconfigured, match="SCORING_DATABASE_POOLER"):
+            list(self.prepared(behind, database))
+        database.close()
+
+    def prepared(self, behind: str, database: Database) -> Iterator[int]:
+        """Run a statement that psycopg prepares at its sixth time, on either of two connections.
+
+        The pooler connects twice for two transactions at a time, and alternates from then on; the
+        pool's own question whether a connection lives takes every second turn.
+        """
+        with psycopg.connect(behind) as one, psycopg.connect(behind) as other:
+            one.execute("SELECT 1")
+            other.execute("SELECT 1")
+        with psycopg.connect(behind, autocommit=True, prepare_threshold=None) as spare:
+            for number in range(30):
+                if number % 3 == 0:
+                    spare.execute("SELECT 1")
+                with database.write() as connection:
+                    found = connection.exec_driver_sql("SELECT %s::int", (number,)).scalar()
+                assert found is not None
+                yield found
+
+    def test_limits_hold_in_every_transaction_and_stay_with_it(
+        self, behind: str, postgresql_server: PostgreSql
+    ) -> None:
+        database = Database(behind, Pool(is_behind_pooler=True))
+        for _ in range(5):
+            assert said(database, "SHOW statement_timeout") == "10min"
+            with database.read() as connection:
+                assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "30s"
+        bare = psycopg.connect(behind, autocommit=True, prepare_threshold=None)
+        for _ in range(5):
+            row = bare.execute("SHOW statement_timeout").fetchone()
+            assert row == ("0",)
+        bare.close()
+        database.close()
+
+    def test_a_parameter_that_the_pooler_refuses_is_a_setup_mistake(self, behind: str) -> None:
+        database = Database(behind + "?options=-c%20lock_timeout%3D1s")
+        with pytest.raises(Misconfigured, match="unsupported startup parameter"):
+            said(database, "SELECT 1")
+        database.close()
+
+
 @pytest.mark.parametrize("url", ["postgresql://nobody@127.0.0.1/none", "mssql"])
 def test_connections_are_few_not_old_and_held_against_dead_ones(url: str) -> None:
     database = mssql("UID=u") if url == "mssql" else Database(url)
     pool: Any = database.engine.pool
 
     assert isinstance(pool, QueuePool)
-    assert (pool.size(), pool._max_overflow, pool._timeout) == (5, 10, 30)
+    assert (pool.size(), pool._max_overflow, pool._timeout) == (2, 2, 30)
     assert pool._pre_ping
     assert pool._recycle < 30 * 60
 

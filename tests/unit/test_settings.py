@@ -52,6 +52,9 @@ def test_every_setting_can_be_set() -> None:
     texts = {
         "DATA": "/tmp/x",  # noqa: S108 a name only, nothing is written
         "DATABASE": "postgresql://server/store",
+        "DATABASE_POOL_SIZE": "11",
+        "DATABASE_MAX_OVERFLOW": "0",
+        "DATABASE_POOLER": "true",
         "STORAGE": "https://account.blob.core.windows.net",
         "CONTAINER": "elsewhere",
         "EVENT_HUB": "readings",
@@ -94,6 +97,9 @@ def test_every_setting_can_be_set() -> None:
     assert loaded == Settings(
         data=Path(texts["DATA"]),
         database="postgresql://server/store",
+        database_pool_size=11,
+        database_max_overflow=0,
+        database_pooler=True,
         storage="https://account.blob.core.windows.net",
         container="elsewhere",
         event_hub="readings",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from scoring.adapters.sql.engines import connect, read_options
+from scoring.adapters.sql.engines import POOL, Pool, connect, read_options
 from scoring.adapters.sql.failures import translated_errors
 
 
@@ -17,6 +17,8 @@ class Database:
     ----------
     url
         As `engines.connect` takes it.
+    pool
+        The connections to a server.
 
     Raises
     ------
@@ -24,10 +26,10 @@ class Database:
         The text is neither a URL nor a connection string of a supported database.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pool: Pool = POOL) -> None:
         self.url = url
         with translated_errors():
-            self.engine = connect(url)
+            self.engine = connect(url, pool)
 
     @classmethod
     def file(cls, path: Path) -> "Database":

@@ -7,7 +7,7 @@ wait for a lock      ``timeout``                 ``lock_timeout``              `
 a statement          none: no server             ``statement_timeout``         query timeout (ODBC)
 connecting           none                        ``connect_timeout``           login timeout (ODBC)
 a server that died   none                        TCP keepalive                 keepalive (driver's)
-pooled connections   as SQLAlchemy has it        `POOL`, asked if they live    the same
+pooled connections   as SQLAlchemy has it        `Pool`, asked if they live    the same
 signing in           none                        by the URL                    by the string, or an
                                                                                Entra token for each
                                                                                new connection
@@ -16,7 +16,8 @@ signing in           none                        by the URL                    b
 
 import sqlite3
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
@@ -34,17 +35,46 @@ STATEMENT_TIMEOUT = 600
 CONNECT_TIMEOUT = 15
 """Seconds to wait for a server that does not answer."""
 
-POOL: dict[str, Any] = {
-    "pool_size": 5,
-    "max_overflow": 10,
-    # Seconds to wait for a free one.
-    "pool_timeout": 30,
-    # Seconds: Azure's gateway closes a connection that idles for 30 min.
-    "pool_recycle": 25 * 60,
-    # The one used last comes first: those of a busy hour idle, and are made anew when recycled.
-    "pool_use_lifo": True,
-}
-"""Connections of one process: 5 are kept, and 10 more are made while it is busy."""
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The connections of one process to a server.
+
+    Attributes
+    ----------
+    size
+        How many are kept.
+    overflow
+        How many more are made while it is busy. Every instance of a function app has a pool: all of
+        them together must stay below what the server takes, 35 on the smallest of Azure's.
+    is_behind_pooler
+        Whether a pooler stands between that gives each transaction any connection of its own, as
+        PgBouncer does in transaction mode: what is set or prepared on one is then not on the next.
+    """
+
+    size: int = 2
+    overflow: int = 2
+    is_behind_pooler: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What SQLAlchemy makes an engine with."""
+        return {
+            "pool_size": self.size,
+            "max_overflow": self.overflow,
+            "pool_pre_ping": True,
+            # Seconds to wait for a free one.
+            "pool_timeout": 30,
+            # Seconds: Azure's gateway closes a connection that idles for 30 min.
+            "pool_recycle": 25 * 60,
+            # The one used last comes first: those of a busy hour idle, and are made anew when
+            # recycled.
+            "pool_use_lifo": True,
+        }
+
+
+POOL = Pool()
+"""What a process has if nobody says otherwise."""
 
 _KEEPALIVE = {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4}
 """Seconds, seconds and times: what died without a word is noticed after two minutes, not hours."""
@@ -53,7 +83,7 @@ _ACCESS_TOKEN = 1256  # SQL_COPT_SS_ACCESS_TOKEN of msodbcsql.h
 _DATABASE_SCOPE = "https://database.windows.net/.default"
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, pool: Pool = POOL) -> Engine:
     """Make an engine; it connects when it is first used.
 
     Parameters
@@ -69,7 +99,7 @@ def connect(url: str) -> Engine:
         The text is none of these.
     """
     if "driver=" in url.lower():
-        return _mssql(URL.create("mssql+pyodbc", query={"odbc_connect": url}), url)
+        return _mssql(URL.create("mssql+pyodbc", query={"odbc_connect": url}), url, pool)
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -79,7 +109,7 @@ def connect(url: str) -> Engine:
         case "sqlite":
             return _sqlite(parsed)
         case "postgresql":
-            return _postgresql(parsed.set(drivername="postgresql+psycopg"))
+            return _postgresql(parsed.set(drivername="postgresql+psycopg"), pool)
     problem = f"databases of kind {parsed.get_backend_name()} are not supported"
     raise Misconfigured([problem])
 
@@ -92,21 +122,42 @@ def read_options(dialect: Dialect) -> dict[str, Any]:
     return options
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, pool: Pool) -> Engine:
+    arguments: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVE}
+    if pool.is_behind_pooler:
+        arguments["prepare_threshold"] = None
+    engine = create_engine(url, hide_parameters=True, connect_args=arguments, **pool.arguments)
     # To PostgreSQL 0 means for ever.
-    patience = max(BUSY_TIMEOUT * 1000, 1)
-    limits = f"-c lock_timeout={patience}ms -c statement_timeout={STATEMENT_TIMEOUT}s"
-    arguments = {"options": limits, "connect_timeout": CONNECT_TIMEOUT, **_KEEPALIVE}
-    return create_engine(
-        url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments, **POOL
-    )
+    limits = {
+        "lock_timeout": f"{max(BUSY_TIMEOUT * 1000, 1)}ms",
+        "statement_timeout": f"{STATEMENT_TIMEOUT}s",
+    }
+    # Not as ``options`` of the start: PgBouncer refuses a connection that brings any.
+    if pool.is_behind_pooler:
+
+        @event.listens_for(engine, "begin")
+        def limit(connection: Connection) -> None:
+            connection.exec_driver_sql(_set(limits, is_local=True)).close()
+
+    else:
+
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _: object) -> None:
+            connection.execute(_set(limits, is_local=False))
+            connection.commit()
+
+    return engine
 
 
-def _mssql(url: URL, connection_string: str) -> Engine:
+def _set(settings: Mapping[str, str], *, is_local: bool) -> str:
+    """Make a statement that sets parameters, for this transaction or this connection."""
+    calls = (f"set_config('{name}', '{value}', {is_local})" for name, value in settings.items())
+    return f"SELECT {', '.join(calls)}"
+
+
+def _mssql(url: URL, connection_string: str, pool: Pool) -> Engine:
     arguments = {"timeout": CONNECT_TIMEOUT}
-    engine = create_engine(
-        url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments, **POOL
-    )
+    engine = create_engine(url, hide_parameters=True, connect_args=arguments, **pool.arguments)
     # The driver manager's own pool would hand out connections that SQLAlchemy has closed.
     engine.dialect.dbapi.pooling = False  # type: ignore[union-attr]
     if not any(word in connection_string.lower() for word in ("uid=", "authentication=")):

@@ -13,7 +13,7 @@ _SQLITE_UNUSABLE = (
     "unable to open",
 )
 _SQLITE_TRANSIENT = ("locked", "busy")
-_LOGIN = ("password", "authentication", "does not exist")
+_LOGIN = ("password", "authentication", "does not exist", "unsupported startup parameter")
 
 # SQLSTATE of the standard, of PostgreSQL and of ODBC; two characters stand for a whole class.
 _TRANSIENT = frozenset(
@@ -35,6 +35,8 @@ _FIRST_WRITERS = re.compile(
 _DATA = frozenset({"21", "22", "23"})
 _UNUSABLE = frozenset({"53100", "25006", "58030", "XX001"})
 _MISCONFIGURED = frozenset({"28", "3D000"})
+# A prepared statement that is not there, or there already: another connection is at the other end.
+_POOLED = frozenset({"26000", "42P05"})
 # Of unixODBC, about a connection: the file or the name of a driver is not there.
 _NO_DRIVER = frozenset({"IM002", "IM003", "01000"})
 # SQL Server's own numbers, in brackets in its messages.
@@ -62,6 +64,12 @@ def _translate(error: exc.SQLAlchemyError) -> ScoringError:
         return Transient(f"no connection to the database was free: {text}")
     if not isinstance(error, exc.DBAPIError):
         return ScoringError(f"the database refused: {text}")
+    if _states(error) & _POOLED:
+        problem = (
+            f"a pooler changes the database's connection between transactions: {text}; set"
+            " SCORING_DATABASE_POOLER to true"
+        )
+        return Misconfigured([problem])
     return _by_code(error, text) or _by_words(error, text) or _of_a_value(error, text)
 
 
