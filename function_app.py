@@ -6,6 +6,7 @@ imported by the function that needs it.
 # ruff: noqa: PLC0415 - see above
 
 import asyncio
+import logging
 import typing
 from functools import cache
 
@@ -18,6 +19,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """All that a client may try: it is the API that refuses, in its own words."""
 
 HOST = HostSettings.load(environment())
+for doubt in HOST.doubts:
+    logging.getLogger("scoring.hosted").warning("settings.doubt", extra={"cause": doubt})
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel(HOST.auth_level))
 

@@ -11,6 +11,7 @@ from typing import Any
 from scoring import addresses, instants
 from scoring.errors import Misconfigured
 from scoring.readings import FieldNames, Plausible
+from scoring.schedules import check_schedule, doubt_of
 
 PREFIX = "SCORING_"
 TESTS = "SCORING_TEST_"
@@ -159,7 +160,10 @@ class Settings:
         "consumer group of `repair-gaps`: one of its own, no other reader gets in",
     )
     window: int | None = _setting(
-        _optional_duration, "", "size of the tumbling windows; a new store takes 5min"
+        _optional_duration,
+        "",
+        "size of the tumbling windows; a new store takes 5min. They are aligned to 1970-01-01"
+        " 00:00 UTC: windows of 1d begin at 00:00 UTC, those of 7d on Thursday",
     )
     allowed_lateness: int = _setting(
         duration, "2min", "how long past its end a window stays open for late readings"
@@ -337,15 +341,6 @@ _SHARED = {"EVENT_HUB_NAME": _HUB, "EVENT_HUB": _CONNECTION}
 """What the host and the system both need to know, and is said once."""
 
 _IDENTITY = "EVENT_HUB__fullyQualifiedNamespace"
-_FIELD = r"[0-9A-Za-z*?,/-]+"
-_SCHEDULE = re.compile(rf"\s*{_FIELD}(\s+{_FIELD}){{4,5}}\s*|(\d+\.)?\d{{1,2}}:\d{{2}}:\d{{2}}")
-
-
-def _schedule(text: str) -> str:
-    if _SCHEDULE.fullmatch(text):
-        return text
-    message = "is not a schedule of six fields such as 0 */5 * * * *"
-    raise ValueError(message)
 
 
 def _host_storage(text: str) -> str:
@@ -399,9 +394,9 @@ HOST = (
         "how it hears of them: `EventGrid`, or `LogsAndContainerScan` where there is none",
         _one_of("EventGrid", "LogsAndContainerScan"),
     ),
-    HostVariable("REPAIR_SCHEDULE", None, "when `repair_gaps` runs, six fields", _schedule),
-    HostVariable("SUBMIT_SCHEDULE", None, "when `submit_scoring_run` runs", _schedule),
-    HostVariable("WATCH_SCHEDULE", None, "when `watch_runs` runs", _schedule),
+    HostVariable("REPAIR_SCHEDULE", None, "when `repair_gaps` runs, six fields", check_schedule),
+    HostVariable("SUBMIT_SCHEDULE", None, "when `submit_scoring_run` runs", check_schedule),
+    HostVariable("WATCH_SCHEDULE", None, "when `watch_runs` runs", check_schedule),
     HostVariable(
         "API_AUTH_LEVEL",
         "function",
@@ -433,11 +428,14 @@ class HostSettings:
         ``EventGrid``, or ``LogsAndContainerScan`` where there is none, as with Azurite.
     auth_level
         Of the HTTP API: ``function``, ``anonymous`` or ``admin``.
+    doubts
+        What is right and may not be meant, in a sentence each.
     """
 
     hub: str
     blob_source: str
     auth_level: str
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, mapping: Mapping[str, str]) -> "HostSettings":
@@ -458,7 +456,10 @@ class HostSettings:
             # What host and system share is wrong for both.
             raise Misconfigured(list(dict.fromkeys(problems)))
         given = {one.name: mapping.get(one.name, one.default or "") for one in HOST}
-        return cls(given["EVENT_HUB_NAME"], given["BLOB_TRIGGER_SOURCE"], given["API_AUTH_LEVEL"])
+        schedules = [one.name for one in HOST if one.read is check_schedule]
+        doubts = tuple(f"{name}: {doubt}" for name in schedules if (doubt := doubt_of(given[name])))
+        hub, source = given["EVENT_HUB_NAME"], given["BLOB_TRIGGER_SOURCE"]
+        return cls(hub, source, given["API_AUTH_LEVEL"], doubts)
 
 
 def host_variables(mapping: Mapping[str, str]) -> dict[str, str]:

@@ -477,15 +477,16 @@ class TestFunctionApp:
         HostSettings.load(SETTINGS | azure | kept)
         HostSettings.load(SETTINGS | azure | {"FUNCTIONS_CORETOOLS_ENVIRONMENT": "True"})
 
-    @pytest.mark.parametrize("text", ["0 */5 * * * *", "30 9-17 1,15 * MON-FRI *", "1.00:05:00"])
-    def test_a_schedule_is_of_fields_or_a_time_span(self, text: str) -> None:
-        HostSettings.load(SETTINGS | {"SUBMIT_SCHEDULE": text})
-
-    @pytest.mark.parametrize("text", ["every hour", "* * *", "0 0 0 0 0 0 0", "5min"])
-    def test_what_is_no_schedule_stops_the_start(self, text: str) -> None:
-        assert host_problems(SUBMIT_SCHEDULE=text) == [
-            "SUBMIT_SCHEDULE: is not a schedule of six fields such as 0 */5 * * * *"
+    @pytest.mark.parametrize("name", ["SUBMIT_SCHEDULE", "REPAIR_SCHEDULE", "WATCH_SCHEDULE"])
+    def test_what_is_no_schedule_stops_the_start(self, name: str) -> None:
+        assert host_problems(**{name: "every hour"}) == [
+            f"{name}: is not a schedule of six fields such as 0 */5 * * * *"
         ]
+
+    def test_a_day_that_not_every_month_has_is_doubted(self) -> None:
+        assert HostSettings.load(SETTINGS).doubts == ()
+        (doubt,) = HostSettings.load(SETTINGS | {"SUBMIT_SCHEDULE": "0 0 0 31 * *"}).doubts
+        assert doubt.startswith("SUBMIT_SCHEDULE: day 31")
 
     def test_the_storage_of_a_trigger_is_no_url(self) -> None:
         assert "STORAGE__blobServiceUri" in host_problems(STORAGE="https://a.example")[0]
