@@ -23,7 +23,7 @@ from scoring.adapters.sql.migrations import migrate
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore, settle_window
 from scoring.adapters.sql.runs import SqlRunStore
-from scoring.errors import Misconfigured, NotFound, ScoringError
+from scoring.errors import Misconfigured, ScoringError
 from scoring.handlers.ending import EndRuns
 from scoring.handlers.fleets import FleetShelf
 from scoring.handlers.hub import HubProgress
@@ -255,11 +255,6 @@ class App:
         from scoring.adapters.azure_ml.resources import StorageAccount  # noqa: PLC0415 - heavy
 
         settings, workspace = self.settings, self.workspace
-        try:
-            fleet_version = self.shelf.current()
-        except NotFound:
-            # It is registered when it is there: by `fleet publish`, or by the first run.
-            fleet_version = ""
         rules = JobRules(
             nodes=nodes,
             mini_batch_size=settings.mini_batch_size,
@@ -273,19 +268,9 @@ class App:
             storage=StorageAccount.of(settings.storage, settings.container),
             cluster=cluster,
             rules=rules,
-            fleet_version=fleet_version,
             endpoint=endpoint,
         )
         return publish(workspace, self.blobs, plan, dry_run=dry_run)
-
-    def publish_fleet(self, version: str) -> bool:
-        """Register a fleet with Azure ML as a model asset; False if it is there already."""
-        from scoring.adapters.azure_ml.fleets import register_fleet  # noqa: PLC0415 - heavy
-
-        if version not in self.shelf.versions():
-            message = f"there is no fleet {version}"
-            raise NotFound(message)
-        return register_fleet(self.workspace, version)
 
     @property
     def processes(self) -> int:

@@ -238,18 +238,6 @@ def show(
         console().print(f"{name:>16}  {cell(value)}", highlight=False)
 
 
-@fleet_app.command()
-def publish(context: typer.Context, version: Version = None, as_json: JsonFlag = False) -> None:
-    """Register a fleet with Azure ML as a model of its version; a run does it too, if need be."""
-    with opened(context) as app:
-        chosen = version or app.shelf.current()
-        made = app.publish_fleet(chosen)
-    if as_json:
-        show_json({"version": chosen, "made": made})
-    else:
-        console().print(f"fleet {chosen}: {'registered' if made else 'is registered already'}")
-
-
 @fleet_app.command("list")
 def list_(
     context: typer.Context, version: Version = None, limit: Limit = 20, as_json: JsonFlag = False

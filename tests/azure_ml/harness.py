@@ -14,7 +14,7 @@ import pytest
 
 from scoring import instants
 from scoring.adapters.azure_ml.engine import AzureMLEngine
-from scoring.adapters.azure_ml.publication import DATASTORE, FLEET, Publication
+from scoring.adapters.azure_ml.publication import DATASTORE, Publication
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.adapters.blobs import FolderBlobs
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
@@ -56,7 +56,7 @@ PIPELINE = "score_fleet_pipeline"
 CLUSTER = "scoring"
 _PORTS = {
     "parts": "uri_folder",
-    "fleet": "custom_model",
+    "fleet": "uri_folder",
     "fleet_version": "string",
     "run_id": "string",
 }
@@ -153,7 +153,7 @@ class LocalRunner:
         self._engine = self._new_engine()
 
     def start(self, job: Job, plane: ControlPlane) -> None:
-        self._engine.submit(_order(job, plane))
+        self._engine.submit(_order(job))
         plane.set_status(job.name, "Running")
         step = plane.add_child(job.name, "Queued")
         arguments = (self._engine, job, step, plane)
@@ -197,14 +197,11 @@ class LocalRunner:
             plane.set_status(job.name, report.state.capitalize())
 
 
-def _order(job: Job, plane: ControlPlane) -> ScoringOrder:
+def _order(job: Job) -> ScoringOrder:
     """Read an order out of a job as the service would: from where its inputs really are."""
     inputs, outputs = job.properties["inputs"], job.properties["outputs"]
-    match = re.fullmatch(rf".*/models/{FLEET}/versions/([^/]+)", inputs["fleet"]["uri"])
+    match = re.fullmatch(r"fleets/([^/]+)/", _prefix(inputs["fleet"]["uri"]))
     assert match
-    model = plane.models[FLEET, match[1]].properties["modelUri"]
-    _, _, fleet = model.partition(f"/datastores/{DATASTORE}/paths/")
-    assert fleet == f"fleets/{match[1]}/"
     return ScoringOrder(
         run_id=inputs["run_id"]["value"],
         fleet_version=match[1],

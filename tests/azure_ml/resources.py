@@ -123,6 +123,11 @@ class Collection:
         old = self.items.get(key)
         if old is None:
             name, version = key if isinstance(key, tuple) else (key, None)
+            # learn.microsoft.com/azure/machine-learning/reference-yaml-model: version is an int;
+            # it is a string on the pages of environments and components.
+            if self.kind == "models" and not (version or "").isdigit():
+                message = f"Model version {version!r} is not an integer."
+                raise ServiceError(400, "UserError", message)
             if self.kind == "deployments":
                 name, version = key[1], None
             now = datetime.datetime.now(datetime.UTC)

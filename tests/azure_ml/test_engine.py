@@ -21,7 +21,6 @@ from azure.core.exceptions import AzureError, ServiceRequestError
 
 from scoring import instants
 from scoring.adapters.azure_ml.engine import AzureMLEngine
-from scoring.adapters.azure_ml.fleets import register_fleet
 from scoring.adapters.azure_ml.marks import check_run, mark_run
 from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.workspace import Workspace
@@ -44,13 +43,11 @@ from tests.azure_ml.harness import (
     workspace_of,
 )
 from tests.azure_ml.plane import ControlPlane
-from tests.azure_ml.resources import Key
 
 pytestmark = [*CALM_SDK]
 
 JOB = r"/jobs/[^/]+$"
 CANCEL = r"/cancel$"
-MODEL = ("scoring-fleet", FLEET)
 RETRIES = 4
 
 
@@ -81,7 +78,8 @@ class TestSubmit:
         datastore = "azureml://datastores/scoring_blobs/paths"
         assert job["componentId"] == f"{workspace}/components/{PIPELINE}/versions/1"
         assert job["inputs"]["parts"]["uri"] == f"{datastore}/{order.input_prefix}"
-        assert job["inputs"]["fleet"]["uri"] == f"{workspace}/models/scoring-fleet/versions/{FLEET}"
+        folder = f"{datastore}/fleets/{FLEET}/"
+        assert job["inputs"]["fleet"] == {"jobInputType": "uri_folder", "uri": folder}
         assert job["inputs"]["run_id"]["value"] == "r1"
         assert job["outputs"]["predictions"] == {
             "jobOutputType": "uri_folder",
@@ -272,28 +270,7 @@ def _git(folder: Path) -> None:
         subprocess.run(["git", "-C", str(folder), *words], check=True)  # noqa: S607
 
 
-class TestFleets:
-    def test_a_fleet_is_registered_where_it_is(self, system: System) -> None:
-        system.submitted()
-
-        properties = system.plane.models[MODEL].properties
-        assert properties["modelType"] == "custom_model"
-        assert properties["modelUri"].endswith(f"/datastores/scoring_blobs/paths/fleets/{FLEET}/")
-
-    def test_a_fleet_is_registered_once_a_process_and_found_by_the_next(
-        self, system: System
-    ) -> None:
-        first = system.requests(lambda: system.submitted("r1"))
-        again = system.requests(lambda: system.submitted("r2"))
-        system.engine = system.new_engine()
-        next_process = system.requests(lambda: system.submitted("r3"))
-
-        model = f"/models/scoring-fleet/versions/{FLEET}"
-        assert f"PUT {model}" in first
-        assert not any("models" in request for request in again)
-        models = [request for request in next_process if "models" in request]
-        assert models == [f"GET {model}"]
-
+class TestQuiet:
     def test_what_is_new_is_no_error_in_the_logs(
         self, system: System, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -303,22 +280,6 @@ class TestFleets:
             system.report()
 
         assert [record.name for record in caplog.records if "azure.ai.ml" in record.name] == []
-
-    def test_a_fleet_is_not_registered_where_nothing_is_published(
-        self, plane: ControlPlane
-    ) -> None:
-        with pytest.raises(Misconfigured, match=r"no datastore scoring_blobs.*`azure-ml publish`"):
-            register_fleet(workspace_of(plane), FLEET)
-
-        assert plane.models == {}
-
-    def test_ten_processes_that_register_a_fleet_at_once_all_succeed(self, system: System) -> None:
-        engines = [system.new_engine() for _ in range(10)]
-
-        _at_once(10, lambda n: engines[n].submit(order_of(f"r{n}")))
-
-        assert len(system.plane.jobs) == 10
-        assert list[Key](system.plane.models) == [MODEL]
 
 
 STATUSES = {
@@ -918,8 +879,6 @@ class TestAnotherWorkspace:
         here = Publication.read(system.blobs)
         pipeline = here.pipeline.replace("workspaces/fleet/", "workspaces/fleet2/")
         replace(here, pipeline=pipeline).write(system.blobs)
-        model = system.plane.models[MODEL].rest()
-        system.plane.fault(path="/workspaces/fleet2/models/", status=200, body=model)
 
         with pytest.raises(Conflict, match=r"workspaces/fleet, .*workspaces/fleet2"):
             moved.submit(order)
@@ -1129,7 +1088,7 @@ def test_in_chaos_every_run_is_at_most_one_job_and_no_cancel_is_lost(
     engines = [system.new_engine(retries=retries) for retries in (0, 1, 4)]
     canceled: set[str] = set()
     kinds = ("429", "503", "drop", "lose_answer", "delay")
-    system.plane.chaos(seed, 0.3, kinds, path="/(jobs|models)/")
+    system.plane.chaos(seed, 0.3, kinds, path="/jobs/")
     chance = [random.Random(f"{seed} {thread}") for thread in range(10)]
 
     def work(thread: int) -> None:

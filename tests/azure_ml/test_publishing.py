@@ -50,7 +50,6 @@ PLAN = Plan(
     storage=StorageAccount(ACCOUNT, "scoring", "a2V5"),
     cluster=Cluster(),
     rules=JobRules(),
-    fleet_version="f1",
     endpoint="fleet-scoring",
 )
 STEPS = [
@@ -59,7 +58,6 @@ STEPS = [
     "environment",
     "component",
     "component",
-    "model",
     "batch",
     "deployment",
     "default",
@@ -193,10 +191,10 @@ class TestPublish:
         assert environment.properties["image"] == "registry.example/score:1"
         assert environment.properties.get("build") is None
 
-    def test_without_fleet_and_endpoint_there_are_none(
+    def test_without_endpoint_there_is_none_and_no_model_ever(
         self, plane: ControlPlane, blobs: FolderBlobs
     ) -> None:
-        made(plane, blobs, replace(PLAN, fleet_version="", endpoint=""))
+        made(plane, blobs, replace(PLAN, endpoint=""))
 
         assert (plane.models, plane.endpoints, plane.deployments) == ({}, {}, {})
 
@@ -306,7 +304,7 @@ class TestResumed:
 def _assert_whole(plane: ControlPlane, blobs: FolderBlobs) -> None:
     """Check that all is there, once, and is found there."""
     assert {name: len(found) for name, found in versions(plane).items()} == {
-        ENVIRONMENT: 1, COMPONENT: 1, PIPELINE: 1, "scoring-fleet": 1,
+        ENVIRONMENT: 1, COMPONENT: 1, PIPELINE: 1,
     }  # fmt: skip
     assert len(plane.codes) == len(plane.endpoints) == len(plane.deployments) == 1
     assert list(plane.computes) == ["scoring"]
@@ -645,7 +643,7 @@ class TestCommandLine:
         assert (first.returncode, first.stderr) == (0, "")
         assert (second.returncode, second.stderr) == (0, "")
         steps = [line.split() for line in first.stdout.splitlines()]
-        assert [step[:2] for step in steps] == [["made", kind] for kind in STEPS if kind != "model"]
+        assert [step[:2] for step in steps] == [["made", kind] for kind in STEPS]
         assert "0 to 2 nodes of Standard_F4s_v2" in first.stdout
         assert "nothing to do: all of it is published" in second.stdout
         assert second.stdout.count("unchanged") == len(steps)
@@ -720,28 +718,6 @@ class TestCommandLine:
         assert (done.returncode, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
         assert "no identity" in line
-
-    def test_a_fleet_is_published_once(
-        self, plane: ControlPlane, command: Command, storage: str, tmp_path: Path
-    ) -> None:
-        with App(Settings.load({"SCORING_STORAGE": storage, "SCORING_DATA": str(tmp_path)})) as app:
-            version = fleet_of(app)
-
-        store = {"datastoreType": "AzureBlob", "accountName": ACCOUNT, "containerName": "scoring"}
-        plane.put(
-            "datastores", "scoring_blobs", store | {"credentials": {"credentialsType": "None"}}
-        )
-        first = command("fleet", "publish")
-        second = command("fleet", "publish", "--json")
-        unknown = command("fleet", "publish", "--version", "unknown")
-
-        assert (first.returncode, first.stderr) == (0, "")
-        assert first.stdout == f"fleet {version}: registered\n"
-        assert json.loads(second.stdout) == {"version": version, "made": False}
-        (uri,) = [model.properties["modelUri"] for model in plane.models.values()]
-        assert uri.endswith(f"/datastores/scoring_blobs/paths/fleets/{version}/")
-        assert (unknown.returncode, unknown.stdout) == (1, "")
-        assert unknown.stderr.splitlines() == ["error: there is no fleet unknown"]
 
 
 def fleet_of(app: App) -> str:

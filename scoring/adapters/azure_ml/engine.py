@@ -6,13 +6,13 @@ from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from scoring.adapters.azure_ml.clusters import describe_cluster
-from scoring.adapters.azure_ml.fleets import register_fleet
 from scoring.adapters.azure_ml.history import WAITING, RunHistory, StepRun
 from scoring.adapters.azure_ml.marks import check_run, mark_canceled, mark_refused, mark_run
-from scoring.adapters.azure_ml.publication import FLEET, Publication, datastore_path
+from scoring.adapters.azure_ml.publication import Publication, datastore_path
 from scoring.adapters.azure_ml.workspace import SETTING, Workspace
 from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 from scoring.ports import Blobs, EngineReport, EngineState, ScoringOrder
+from scoring.runs import fleet_prefix
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -46,7 +46,6 @@ class AzureMLEngine:
         self._workspace = workspace
         self._blobs = blobs
         self._history = RunHistory(workspace)
-        self._registered: set[str] = set()
 
     def submit(self, order: ScoringOrder) -> None:
         """Start the run's job, or do nothing if there is one already.
@@ -63,7 +62,6 @@ class AzureMLEngine:
             Nothing is published, access is denied, or the service refuses the job.
         """
         publication = self._publication()
-        self._register(order.fleet_version)
         job = self._job(order, publication)
         # Before anybody can have accepted it: then no setting makes a second job of the run.
         mark = mark_run(self._blobs, order.run_id, self._workspace.id)
@@ -155,13 +153,6 @@ class AzureMLEngine:
             raise Misconfigured([problem])
         return publication
 
-    def _register(self, fleet_version: str) -> None:
-        """See to it that the fleet is a model asset: trained or imported is enough to be used."""
-        if fleet_version in self._registered:
-            return
-        register_fleet(self._workspace, fleet_version)
-        self._registered.add(fleet_version)
-
     def _open(self, run_id: str, job: "Job", status: str, link: str) -> EngineReport:
         # A job that waits has no steps yet.
         steps = [] if status in WAITING else self._steps(run_id)
@@ -201,7 +192,9 @@ class AzureMLEngine:
         from azure.ai.ml import Input, ManagedIdentityConfiguration, Output  # noqa: PLC0415
         from azure.ai.ml.entities import PipelineJob, PipelineJobSettings  # noqa: PLC0415
 
-        fleet = self._workspace.arm_id("models", FLEET, order.fleet_version)
+        # A model asset would have to have an integer for a version, and this one is a digest; the
+        # entry script holds what it opens against it.
+        fleet = datastore_path(fleet_prefix(order.fleet_version))
         return PipelineJob(
             name=order.run_id,
             component=publication.pipeline,
@@ -209,7 +202,7 @@ class AzureMLEngine:
             display_name=order.run_id,
             inputs={
                 "parts": Input(type="uri_folder", path=datastore_path(order.input_prefix)),
-                "fleet": Input(type="custom_model", path=fleet),
+                "fleet": Input(type="uri_folder", path=fleet),
                 "fleet_version": order.fleet_version,
                 "run_id": order.run_id,
             },

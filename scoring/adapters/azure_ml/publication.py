@@ -15,8 +15,6 @@ T = TypeVar("T", bound="DataclassInstance")
 _BLOB = "azure-ml/publication.json"
 
 DATASTORE = "scoring_blobs"
-FLEET = "scoring-fleet"
-"""The model asset: one version a fleet version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scoring.adapters.azure_ml.components import PIPELINE, JobRules, component_steps, stage
-from scoring.adapters.azure_ml.fleets import fleet_step
 from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.resources import (
     Cluster,
@@ -34,8 +33,6 @@ class Plan:
 
     Attributes
     ----------
-    fleet_version
-        The fleet to register; empty for none.
     endpoint
         Name of a batch endpoint in front of the pipeline; empty for none.
     """
@@ -43,7 +40,6 @@ class Plan:
     storage: StorageAccount
     cluster: Cluster
     rules: JobRules
-    fleet_version: str = ""
     endpoint: str = ""
 
 
@@ -107,8 +103,6 @@ def _steps(workspace: Workspace, blobs: Blobs, plan: Plan, folder: Path) -> Iter
     yield datastore_step(workspace, plan.storage)
     yield cluster_step(workspace, plan.cluster, by_identity=by_identity)
     yield from component_steps(workspace, folder, versions, plan.rules.image)
-    if plan.fleet_version:
-        yield fleet_step(workspace, plan.fleet_version)
     if plan.endpoint:
         yield from endpoint_steps(
             workspace, plan.endpoint, publication.pipeline, versions.pipeline, plan.cluster.name
