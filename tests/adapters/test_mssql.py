@@ -16,16 +16,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import String, Table, select
 from sqlalchemy.dialects import mssql
 from sqlalchemy.dialects.mssql.pyodbc import dialect as pyodbc_dialect
-from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 from sqlalchemy.types import TypeEngine
 
 from scoring.adapters.sql import bulk, counts, engines, migrations
 from scoring.adapters.sql.bulk.mssql import statements, stored
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.failures import translated_errors
 from scoring.adapters.sql.schema import metadata, sensor_counts
-from scoring.errors import Misconfigured, ScoringError, Transient
+from scoring.errors import Misconfigured, Transient
+from tests.adapters.tds import connection_string
 from tests.servers import free_port
 from tests.services import MSSQL, NO_SQL_SERVER, ODBC
 
@@ -33,21 +32,6 @@ DIALECT = mssql.dialect()  # type: ignore[no-untyped-call]
 
 # What the project's T-SQL does without, so that it needs no hints and no newer server.
 FORBIDDEN = ("MERGE ", "UPDLOCK", "HOLDLOCK", "READPAST", "CREATE OR ALTER", "EXCLUDED.")
-
-
-def driver() -> Path:
-    """Find Microsoft's driver as PyPI's mssql-python-odbc carries it."""
-    package = pytest.importorskip("mssql_python_odbc")
-    folder = Path(package.__file__).parent / "libs/linux/debian_ubuntu/x86_64/lib"
-    return next(folder.glob("libmsodbcsql-18*"))
-
-
-def connection_string(port: int) -> str:
-    ODBC.require()
-    return (
-        f"Driver={driver()};Server=tcp:127.0.0.1,{port};Database=d;UID=u;PWD=secret;"
-        "Encrypt=no;ConnectRetryCount=0"
-    )
 
 
 UPSERTS = [
@@ -205,28 +189,6 @@ def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -
             assert all(f"ALTER TABLE {table.name} ADD {column}" in made for column in added)
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [("partitions", Transient), ("device_counts", Transient), ("window_partials", ScoringError)],
-)
-@pytest.mark.parametrize("number", [2601, 2627])
-def test_a_duplicate_key_is_transient_only_where_first_writers_race(
-    place: str, expected: type[ScoringError], number: int
-) -> None:
-    said = (
-        f"[23000] [Microsoft][ODBC Driver 18 for SQL Server][SQL Server]Violation of PRIMARY KEY"
-        f" constraint 'pk_{place}'. Cannot insert duplicate key in object 'dbo.{place}'. The"
-        f" duplicate key value is (d, s). ({number}) (SQLExecDirectW)"
-    )
-
-    error = IntegrityError("INSERT", None, Exception("23000", said))
-
-    with pytest.raises(ScoringError) as caught, translated_errors():
-        raise error
-
-    assert type(caught.value) is expected
-
-
 def test_a_server_that_is_not_there_is_transient_and_no_secret_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -248,19 +210,6 @@ def test_a_driver_that_is_not_there_is_misconfigured() -> None:
 
     assert "is not installed" in str(caught.value)
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("state", ["01000", "IM002", "IM003"])
-def test_a_driver_that_is_missing_is_told_apart_from_a_login(state: str) -> None:
-    original = Exception(state, f"[{state}] [unixODBC][Driver Manager] it is not there")
-
-    with (
-        pytest.raises(Misconfigured, match="driver that the database names") as caught,
-        translated_errors(),
-    ):
-        raise DBAPIError(None, None, original)
-
-    assert "let us in" not in str(caught.value)
 
 
 def test_no_parameter_that_may_hold_a_name_is_sent_in_a_code_page() -> None:
