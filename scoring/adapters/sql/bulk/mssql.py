@@ -71,8 +71,10 @@ def given(columns: Iterable[Any], parameter: str) -> str:
     chosen = ", ".join(_chosen(name, *kind) for name, kind in kinds.items())
     # Bytes come as hexadecimal digits.
     types = types.replace(_BYTES, "NVARCHAR(max)")
+    # pyodbc sends a text as NTEXT, or as NVARCHAR of twice its length: a plan for each length.
+    cast = f"CAST({parameter} AS NVARCHAR(max))"
     # Names come from the schema alone.
-    return f"(SELECT {chosen} FROM OPENJSON({parameter}) WITH ({types})) AS given"  # noqa: S608
+    return f"(SELECT {chosen} FROM OPENJSON({cast}) WITH ({types})) AS given"  # noqa: S608
 
 
 @cache
