@@ -87,7 +87,17 @@ class DataRefused(ScoringError):
 
 
 class Transient(ScoringError):
-    """Busy, locked or unreachable: the same again may succeed."""
+    """Busy, locked or unreachable: the same again may succeed.
+
+    Parameters
+    ----------
+    wait
+        Seconds before the same is worth trying again; 0 leaves that to whoever tries.
+    """
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class StorageUnusable(ScoringError):

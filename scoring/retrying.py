@@ -24,17 +24,23 @@ _retry = stamina.RetryingCaller(
 )
 
 
+def _pause(error: Exception) -> bool | float:
+    """Return whether to retry after an error, or the seconds that the error asks to wait."""
+    return isinstance(error, Transient) and (error.wait or True)
+
+
 def retried(unit: Callable[P, T]) -> Callable[P, T]:
     """Do a unit of work again where it was `Transient`; then let that pass.
 
     Only for what can be repeated even if it was done and just its answer was lost: an event batch,
     which the ledger knows by then, or a transition, which finds itself made. One that waited longer
-    than `TIMEOUT` for a lock is not done again. Each retry is logged as ``stamina.retry_scheduled``
-    with its cause, and without what the unit was given.
+    than `TIMEOUT` for a lock is not done again. An error that names its pause, `Transient.wait`,
+    gets that one. Each retry is logged as ``stamina.retry_scheduled`` with its cause, and without
+    what the unit was given.
     """
 
     @wraps(unit)
     def attempt(*args: P.args, **kwargs: P.kwargs) -> T:
-        return _retry(Transient, unit, *args, **kwargs)
+        return _retry(_pause, unit, *args, **kwargs)
 
     return attempt

@@ -223,7 +223,9 @@ class TestSigningIn:
         assert identity.scopes == ["https://database.windows.net/.default"] * 2
         assert identity.made == 1
 
-    @pytest.mark.parametrize("option", ["UID=u", "Authentication=ActiveDirectoryMsi"])
+    @pytest.mark.parametrize(
+        "option", ["UID=u", "Authentication=ActiveDirectoryMsi", "Trusted_Connection=yes"]
+    )
     def test_a_string_that_says_how_to_sign_in_needs_no_token(
         self, identity: Identity, option: str
     ) -> None:

@@ -16,16 +16,16 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import String, Table, select
 from sqlalchemy.dialects import mssql
 from sqlalchemy.dialects.mssql.pyodbc import dialect as pyodbc_dialect
-from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 from sqlalchemy.types import TypeEngine
 
-from scoring.adapters.sql import bulk, counts, engines, migrations
-from scoring.adapters.sql.bulk.mssql import statements, stored
+from scoring.adapters.sql import bulk, counts, engines, migrations, schema
+from scoring.adapters.sql.bulk.mssql import insertion, statements, stored
+from scoring.adapters.sql.bulk.upsert import as_json
 from scoring.adapters.sql.database import Database
-from scoring.adapters.sql.failures import translated_errors
 from scoring.adapters.sql.schema import metadata, sensor_counts
-from scoring.errors import Misconfigured, ScoringError, Transient
+from scoring.errors import Misconfigured, Transient
+from tests.adapters.tds import connection_string
 from tests.servers import free_port
 from tests.services import MSSQL, NO_SQL_SERVER, ODBC
 
@@ -35,27 +35,16 @@ DIALECT = mssql.dialect()  # type: ignore[no-untyped-call]
 FORBIDDEN = ("MERGE ", "UPDLOCK", "HOLDLOCK", "READPAST", "CREATE OR ALTER", "EXCLUDED.")
 
 
-def driver() -> Path:
-    """Find Microsoft's driver as PyPI's mssql-python-odbc carries it."""
-    package = pytest.importorskip("mssql_python_odbc")
-    folder = Path(package.__file__).parent / "libs/linux/debian_ubuntu/x86_64/lib"
-    return next(folder.glob("libmsodbcsql-18*"))
-
-
-def connection_string(port: int) -> str:
-    ODBC.require()
-    return (
-        f"Driver={driver()};Server=tcp:127.0.0.1,{port};Database=d;UID=u;PWD=secret;"
-        "Encrypt=no;ConnectRetryCount=0"
-    )
-
-
 UPSERTS = [
     *(bulk.MERGE, bulk.PREDICT, bulk.SUSPECT, bulk.ANSWER),
     *(counts.ADD_TO_SENSORS, counts.ADD_TO_DEVICES),
 ]
+INSERTED = [schema.rejects, schema.segments, schema.gaps, schema.run_parts]
 NAMES = {"device", "sensor", "partition"}
-OPENJSON = re.compile(r"\(SELECT (.*?) FROM OPENJSON\((?:\?|:keys)\) WITH \((.*?)\)\) AS given")
+OPENJSON = re.compile(
+    r"\(SELECT (.*?) FROM OPENJSON\(CAST\((?:\?|:keys) AS NVARCHAR\(max\)\)\)"
+    r" WITH \((.*?)\)\) AS given"
+)
 
 # Bytes of a key: of a table that is stored in its order, and of any other index.
 CLUSTERED, OTHER = 900, 1700
@@ -81,14 +70,18 @@ def test_an_upsert_is_an_update_and_an_insert_of_one_json_parameter_each(
     assert insert.split()[:3] == ["INSERT", "INTO", upsert.table.name]
     assert "WHERE NOT EXISTS" in insert
     for statement in (update, insert):
-        assert statement.count("?") == statement.count("OPENJSON(?)") == 1
+        assert statement.count("?") == statement.count("OPENJSON(CAST(? AS NVARCHAR(max)))") == 1
         assert not [word for word in FORBIDDEN if word in statement.upper()]
         assert all(f"{name} " in statement for name in upsert.names)
 
 
 @pytest.mark.parametrize(
     "statement",
-    [*(one for upsert in UPSERTS for one in statements(upsert)), str(counts.LOOK_UP["mssql"])],
+    [
+        *(one for upsert in UPSERTS for one in statements(upsert)),
+        *map(insertion, INSERTED),
+        str(counts.LOOK_UP["mssql"]),
+    ],
 )
 def test_what_comes_out_of_json_is_compared_as_what_is_stored(statement: str) -> None:
     (given,) = OPENJSON.findall(statement)
@@ -99,6 +92,14 @@ def test_what_comes_out_of_json_is_compared_as_what_is_stored(statement: str) ->
         assert [type_ for type_ in types if type_.startswith(f"{column} NVARCHAR(")]
     # OPENJSON takes no collation, and a text of another type would lose characters.
     assert not [type_ for type_ in types if "COLLATE" in type_ or " VARCHAR" in type_]
+
+
+def test_bytes_pass_through_json_as_hexadecimal_digits() -> None:
+    statement = insertion(schema.rejects)
+
+    assert "CONVERT(VARBINARY(max), body, 2) AS body" in statement
+    assert " body NVARCHAR(max)," in statement
+    assert as_json(["body"], [(b"\x00\xff",)]) == '[{"body":"00ff"}]'
 
 
 def test_rows_and_what_is_looked_up_hold_names_as_they_are_stored() -> None:
@@ -205,28 +206,6 @@ def test_the_migrations_make_the_same_columns_and_keys_as_the_code_describes() -
             assert all(f"ALTER TABLE {table.name} ADD {column}" in made for column in added)
 
 
-@pytest.mark.parametrize(
-    ("place", "expected"),
-    [("partitions", Transient), ("device_counts", Transient), ("window_partials", ScoringError)],
-)
-@pytest.mark.parametrize("number", [2601, 2627])
-def test_a_duplicate_key_is_transient_only_where_first_writers_race(
-    place: str, expected: type[ScoringError], number: int
-) -> None:
-    said = (
-        f"[23000] [Microsoft][ODBC Driver 18 for SQL Server][SQL Server]Violation of PRIMARY KEY"
-        f" constraint 'pk_{place}'. Cannot insert duplicate key in object 'dbo.{place}'. The"
-        f" duplicate key value is (d, s). ({number}) (SQLExecDirectW)"
-    )
-
-    error = IntegrityError("INSERT", None, Exception("23000", said))
-
-    with pytest.raises(ScoringError) as caught, translated_errors():
-        raise error
-
-    assert type(caught.value) is expected
-
-
 def test_a_server_that_is_not_there_is_transient_and_no_secret_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -250,19 +229,6 @@ def test_a_driver_that_is_not_there_is_misconfigured() -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("state", ["01000", "IM002", "IM003"])
-def test_a_driver_that_is_missing_is_told_apart_from_a_login(state: str) -> None:
-    original = Exception(state, f"[{state}] [unixODBC][Driver Manager] it is not there")
-
-    with (
-        pytest.raises(Misconfigured, match="driver that the database names") as caught,
-        translated_errors(),
-    ):
-        raise DBAPIError(None, None, original)
-
-    assert "let us in" not in str(caught.value)
-
-
 def test_no_parameter_that_may_hold_a_name_is_sent_in_a_code_page() -> None:
     ODBC.require()
     dbapi = pytest.importorskip("pyodbc")
@@ -274,6 +240,17 @@ def test_no_parameter_that_may_hold_a_name_is_sent_in_a_code_page() -> None:
     for type_ in types:
         sent = type_.dialect_impl(dialect).get_dbapi_type(dbapi)
         assert dbapi.SQL_WVARCHAR in (sent if isinstance(sent, tuple) else (sent,))
+
+
+@pytest.mark.parametrize("code", [-1, -2, -3, -999])
+def test_a_lock_that_was_not_granted_is_not_taken_for_one(code: int) -> None:
+    with pytest.raises(Transient, match=f"sp_getapplock returned {code}"):
+        migrations.refuse_lock(code)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_lock_that_was_granted_at_once_or_later_is_held(code: int) -> None:
+    migrations.refuse_lock(code)
 
 
 def test_a_bit_is_compared_before_it_is_a_condition() -> None:
@@ -291,5 +268,7 @@ def test_the_projects_t_sql_is_applied_by_a_real_server() -> None:
         for upsert in UPSERTS:
             for statement in statements(upsert):
                 connection.exec_driver_sql(statement, ("[]",))
+        for table in INSERTED:
+            connection.exec_driver_sql(insertion(table), ("[]",))
         assert connection.execute(counts.LOOK_UP["mssql"], {"keys": "[]"}).all() == []
     database.close()

@@ -1,11 +1,13 @@
 """Transactions that fail for a moment: done again at once, and counted once, on each engine."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Barrier, Event, Thread
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 import stamina
 from sqlalchemy import insert, update
@@ -76,14 +78,27 @@ def failing(database: Database, monkeypatch: pytest.MonkeyPatch) -> Callable[...
             if carried_out or not failed:
                 original(connection)
             if failed:
-                assert dialect.dbapi is not None
-                message = "the database is locked: the connection was lost"
-                raise dialect.dbapi.OperationalError(message)
+                raise lost(dialect.name)
 
         monkeypatch.setattr(dialect, "do_commit", commit)
         return commits
 
     return fail
+
+
+def lost(engine: str) -> Exception:
+    """Make the error of a commit whose outcome is not known, as the driver of an engine does."""
+    message = "the connection was lost"
+    if engine == "postgresql":
+        return psycopg.errors.AdminShutdown(message)
+    if engine == "mssql":
+        pyodbc = pytest.importorskip("pyodbc")
+        text = f"[08S01] {message} (10054) (SQLEndTran)"
+        made: Exception = pyodbc.OperationalError("08S01", text)
+        return made
+    error = sqlite3.OperationalError(message)
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    return error
 
 
 def batch(first: int, last: int, body: bytes | None = None) -> EventBatch:

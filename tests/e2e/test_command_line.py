@@ -847,6 +847,7 @@ class TestUnusableStorage:
         def full(*arguments: Any) -> None:
             merge(*arguments)
             cause = sqlite3.OperationalError("database or disk is full")
+            cause.sqlite_errorcode = sqlite3.SQLITE_FULL
             statement = "INSERT"
             raise exc.OperationalError(statement, None, cause)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from scoring.adapters.sql.engines import POOL, Pool, connect, read_options
 from scoring.adapters.sql.failures import translated_errors
@@ -30,6 +30,8 @@ class Database:
         self.url = url
         with translated_errors():
             self.engine = connect(url, pool)
+        self._has_connected = False
+        event.listen(self.engine, "connect", self._note_connection)
 
     @classmethod
     def file(cls, path: Path) -> "Database":
@@ -43,18 +45,27 @@ class Database:
         Read each result completely before the next statement of the connection: SQL Server's
         driver refuses a statement while rows of another one are left.
         """
-        with translated_errors(), self.engine.begin() as connection:
+        with self._translated_errors(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view of the database that blocks no writer."""
-        with translated_errors(), self.engine.connect() as connection:
+        with self._translated_errors(), self.engine.connect() as connection:
             yield connection.execution_options(**read_options(connection.dialect))
 
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+
+    def _note_connection(self, *_: object) -> None:
+        self._has_connected = True
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        # Asked when the block ends: a first connection may be made within it.
+        with translated_errors(self.engine.dialect.name, lambda: self._has_connected):
+            yield
 
 
 def revision(connection: Connection) -> str | None:

@@ -79,6 +79,9 @@ POOL = Pool()
 _KEEPALIVE = {"keepalives_idle": 60, "keepalives_interval": 15, "keepalives_count": 4}
 """Seconds, seconds and times: what died without a word is noticed after two minutes, not hours."""
 
+_SIGN_IN = ("uid=", "authentication=", "trusted_connection=yes")
+"""Keywords of a connection string that says how to sign in; the driver refuses a token then."""
+
 _ACCESS_TOKEN = 1256  # SQL_COPT_SS_ACCESS_TOKEN of msodbcsql.h
 _DATABASE_SCOPE = "https://database.windows.net/.default"
 
@@ -90,8 +93,8 @@ def connect(url: str, pool: Pool = POOL) -> Engine:
     ----------
     url
         A SQLAlchemy URL (``sqlite:///...``, ``postgresql://...``), or an ODBC connection string of
-        SQL Server. One without ``UID`` and ``Authentication`` signs in with an Entra token, the
-        managed identity in Azure.
+        SQL Server. One without ``UID``, ``Authentication`` and ``Trusted_Connection`` signs in with
+        an Entra token, the managed identity in Azure.
 
     Raises
     ------
@@ -160,7 +163,7 @@ def _mssql(url: URL, connection_string: str, pool: Pool) -> Engine:
     engine = create_engine(url, hide_parameters=True, connect_args=arguments, **pool.arguments)
     # The driver manager's own pool would hand out connections that SQLAlchemy has closed.
     engine.dialect.dbapi.pooling = False  # type: ignore[union-attr]
-    if not any(word in connection_string.lower() for word in ("uid=", "authentication=")):
+    if not any(word in connection_string.lower() for word in _SIGN_IN):
         event.listen(engine, "do_connect", _signing_in())
 
     @event.listens_for(engine, "connect")

@@ -1,5 +1,6 @@
 """The ledger, the window partials and the rejects in SQL."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -94,11 +95,8 @@ class _Transaction:
             ],
         )
         self._save_partition(change)
-
-        for epoch_, sequence, position in change.replayed:
-            key = (rejects.c.partition == self.partition) & (rejects.c.epoch == epoch_)
-            key &= (rejects.c.sequence_number == sequence) & (rejects.c.position == position)
-            self.connection.execute(update(rejects).where(key).values(replayed=True))
+        replayed = [(self.partition, *key) for key in change.replayed]
+        bulk.mark_replayed(self.connection, replayed)
 
     def rejects(
         self, after: RejectKey | None, limit: int, last: int | None = None
@@ -327,18 +325,28 @@ def _lock(connection: Connection, partition: str) -> PartitionProgress | None:
 
 
 def _read_epochs(connection: Connection, partition: str) -> dict[int, Epoch]:
-    statement = select(epochs).where(epochs.c.partition == partition).order_by(epochs.c.epoch)
+    """Return the epochs of a partition with their open gaps, in one statement."""
+    is_open = (gaps.c.partition == epochs.c.partition) & (gaps.c.epoch == epochs.c.epoch)
+    is_open &= gaps.c.state != "repaired"
+    statement = (
+        select(epochs, gaps.c.first_sequence.label("gap"), gaps.c.last_sequence.label("gap_end"))
+        .join_from(epochs, gaps, is_open, isouter=True)
+        .where(epochs.c.partition == partition)
+        .order_by(epochs.c.epoch, gaps.c.first_sequence)
+    )
+    rows = connection.execute(statement).all()
+    missing: dict[int, list[ledger.Range]] = defaultdict(list)
+    for row in rows:
+        if row.gap is not None:
+            missing[row.epoch].append((row.gap, row.gap_end))
     return {
         row.epoch: Epoch(
             *(row.epoch, row.first_sequence, row.high_water),
             *(row.first_enqueued, row.last_enqueued),
-            gaps=tuple(
-                (gap.first_sequence, gap.last_sequence)
-                for gap in _open_gaps(connection, partition, row.epoch)
-            ),
+            gaps=tuple(missing[row.epoch]),
             created=row.created,
         )
-        for row in connection.execute(statement).all()
+        for row in rows
     }
 
 

@@ -11,7 +11,7 @@ before U+E000, and a text is compared as if spaces followed it (see `guarded`).
 
 from typing import Any
 
-from sqlalchemy import Dialect, LargeBinary, String, Text
+from sqlalchemy import Column, Dialect, LargeBinary, String, Text
 from sqlalchemy.dialects import mssql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -105,6 +105,11 @@ class _Prose(TypeDecorator[str]):
 def prose(length: int) -> TypeEngine[str]:
     """Make the type of text for people, of any characters: what comes in is cleaned and cut."""
     return _Prose(length)
+
+
+def prose_length(column: Column[Any]) -> int:
+    """Return the most characters of a column of `prose`; 0 for any other column."""
+    return column.type.length if isinstance(column.type, _Prose) else 0
 
 
 def long_prose() -> TypeEngine[str]:

@@ -4,7 +4,7 @@ SQLite takes ``executemany`` of a native upsert. PostgreSQL and SQL Server take 
 statement in one JSON parameter: one round trip, whatever their number.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -20,9 +20,10 @@ from sqlalchemy import (
     literal_column,
     null,
     or_,
+    true,
 )
 
-from scoring.adapters.sql import schema
+from scoring.adapters.sql import schema, texts
 from scoring.adapters.sql.bulk import mssql, postgresql, sqlite
 from scoring.adapters.sql.bulk.upsert import Row, Upsert
 from scoring.aggregates import Partials
@@ -33,11 +34,13 @@ __all__ = [
     "ANSWER",
     "MERGE",
     "PREDICT",
+    "REPLAYED",
     "SUSPECT",
     "Row",
     "Upsert",
     "after",
     "insert",
+    "mark_replayed",
     "merge_partials",
     "up_to",
     "upsert_absences",
@@ -47,11 +50,7 @@ __all__ = [
     "upsert_suspects",
 ]
 
-_UPSERTS = {
-    "sqlite": sqlite.upsert,
-    "postgresql": postgresql.upsert,
-    "mssql": mssql.upsert,
-}
+_ENGINES: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql, "mssql": mssql}
 
 
 def merge_partials(connection: Connection, partition: str, partials: Partials) -> None:
@@ -70,11 +69,20 @@ def merge_partials(connection: Connection, partition: str, partials: Partials) -
 
 
 def insert(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
-    """Insert a few rows that give every column of the table in order."""
-    names = [column.name for column in table.c]
-    values = [dict(zip(names, row, strict=True)) for row in rows]
-    if values:
-        connection.execute(table.insert(), values)
+    """Insert rows that give every column of the table in order."""
+    prose = {
+        place: length
+        for place, column in enumerate(table.c)
+        if (length := texts.prose_length(column))
+    }
+    if values := [_cleaned(row, prose) for row in rows]:
+        _ENGINES[connection.dialect.name].insert(connection, table, values)
+
+
+def mark_replayed(connection: Connection, rows: Sequence[Row]) -> None:
+    """Mark rejects as replayed: partition, epoch, sequence number, position."""
+    if rows:
+        _ENGINES[connection.dialect.name].update(connection, REPLAYED, rows)
 
 
 def upsert_predictions(connection: Connection, rows: Sequence[Row]) -> None:
@@ -127,7 +135,16 @@ def up_to(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool
 
 def _upsert(connection: Connection, upsert: Upsert, rows: Sequence[Row]) -> None:
     if rows:
-        _UPSERTS[connection.dialect.name](connection, upsert, rows)
+        _ENGINES[connection.dialect.name].upsert(connection, upsert, rows)
+
+
+def _cleaned(row: Row, prose: Mapping[int, int]) -> list[Any]:
+    """Return a row whose texts for people are stored as they are: JSON passes by their types."""
+    values = list(row)
+    for place, length in prose.items():
+        if values[place] is not None:
+            values[place] = texts.clean(values[place], length)
+    return values
 
 
 # Written out: not every statement has parameters of its own.
@@ -197,6 +214,11 @@ ABSENCE = _replacing(
     schema.hub_answers,
     lambda old, new: or_(old.asked_at.is_(None), new.asked_at >= old.asked_at),
     ("partition", "is_absent", "asked_at"),
+)
+REPLAYED = Upsert(
+    schema.rejects,
+    tuple(column.name for column in schema.rejects.primary_key),
+    lambda _, __: {"replayed": true()},
 )
 LOOK = _replacing(
     schema.hub_answers,

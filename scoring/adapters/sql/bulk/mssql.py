@@ -9,14 +9,16 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ClauseElement, Connection, Dialect
+from sqlalchemy import ClauseElement, Connection, Dialect, Table
 from sqlalchemy.dialects import mssql
 
-from scoring.adapters.sql.bulk.upsert import Row, Upsert
+from scoring.adapters.sql.bulk.upsert import Row, Upsert, as_json
 from scoring.adapters.sql.schema import NAME
 from scoring.adapters.sql.texts import guarded
 
 _DIALECT: Dialect = mssql.dialect()  # type: ignore[no-untyped-call]
+
+_BYTES = "VARBINARY(max)"
 
 JSON_TEXT = mssql.NVARCHAR(None)
 """The type of the one parameter."""
@@ -27,6 +29,29 @@ def upsert(connection: Connection, what: Upsert, rows: Sequence[Row]) -> None:
     parameter = what.json(stored(_columns(what), rows))
     for statement in statements(what):
         connection.exec_driver_sql(statement, (parameter,))
+
+
+def insert(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Insert rows that give every column of the table in order."""
+    given_rows = as_json(table.c.keys(), stored(list(table.c), rows))
+    connection.exec_driver_sql(insertion(table), (given_rows,))
+
+
+def update(connection: Connection, what: Upsert, rows: Sequence[Row]) -> None:
+    """Change the rows that stand."""
+    parameter = what.json(stored(_columns(what), rows))
+    connection.exec_driver_sql(statements(what)[0], (parameter,))
+
+
+@cache
+def insertion(table: Table) -> str:
+    """Return the statement that inserts rows; it takes them as its only parameter."""
+    names = ", ".join(_name(column.name) for column in table.c)
+    # Names come from the schema alone, values from the one parameter.
+    return (
+        f"INSERT INTO {_name(table.name)} ({names})"  # noqa: S608
+        f" SELECT {names} FROM {given(table.c, '?')}"
+    )
 
 
 def stored(columns: Sequence[Any], rows: Sequence[Row]) -> list[Row]:
@@ -43,12 +68,13 @@ def given(columns: Iterable[Any], parameter: str) -> str:
     """
     kinds = {_name(column.name): _kind(column) for column in columns}
     types = ", ".join(f"{name} {type_}" for name, (type_, _) in kinds.items())
-    chosen = ", ".join(
-        f"{name} COLLATE {collation} AS {name}" if collation else name
-        for name, (_, collation) in kinds.items()
-    )
+    chosen = ", ".join(_chosen(name, *kind) for name, kind in kinds.items())
+    # Bytes come as hexadecimal digits.
+    types = types.replace(_BYTES, "NVARCHAR(max)")
+    # pyodbc sends a text as NTEXT, or as NVARCHAR of twice its length: a plan for each length.
+    cast = f"CAST({parameter} AS NVARCHAR(max))"
     # Names come from the schema alone.
-    return f"(SELECT {chosen} FROM OPENJSON({parameter}) WITH ({types})) AS given"  # noqa: S608
+    return f"(SELECT {chosen} FROM OPENJSON({cast}) WITH ({types})) AS given"  # noqa: S608
 
 
 @cache
@@ -69,6 +95,12 @@ def statements(what: Upsert) -> tuple[str, str]:
         f"INSERT INTO {table} ({names}) SELECT {values} FROM {rows}"  # noqa: S608
         f" WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {same})",
     )
+
+
+def _chosen(name: str, type_: str, collation: str) -> str:
+    if type_ == _BYTES:
+        return f"CONVERT({_BYTES}, {name}, 2) AS {name}"
+    return f"{name} COLLATE {collation} AS {name}" if collation else name
 
 
 def _columns(what: Upsert) -> list[Any]:

@@ -36,5 +36,12 @@ class Upsert:
 
     def json(self, rows: Sequence[Row]) -> str:
         """Give rows as one JSON array of objects; floats keep every bit."""
-        names = self.names
-        return msgspec.json.encode([dict(zip(names, row, strict=True)) for row in rows]).decode()
+        return as_json(self.names, rows)
+
+
+def as_json(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return rows as one JSON array of objects; bytes become hexadecimal digits."""
+    objects = [dict(zip(names, row, strict=True)) for row in rows]
+    for one in objects:
+        one.update({name: value.hex() for name, value in one.items() if type(value) is bytes})
+    return msgspec.json.encode(objects).decode()

@@ -6,10 +6,21 @@ from sqlalchemy import Connection
 
 from scoring.adapters.sql.database import Database, revision
 from scoring.adapters.sql.schema import HEAD
-from scoring.errors import Misconfigured
+from scoring.errors import Misconfigured, Transient
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+
+BEGIN_MSSQL = "SELECT COUNT(*) FROM INFORMATION_SCHEMA.TABLES"
+"""Begin a transaction: the driver does so with the first statement that reads a table."""
+
+LOCK_MSSQL = (
+    "SET NOCOUNT ON; DECLARE @code INT;"
+    " EXEC @code = sp_getapplock @Resource = 'migrate', @LockMode = 'Exclusive';"
+    " SELECT @code"
+)
+"""Take SQL Server's lock for the rest of the transaction; a negative code means that it was not."""
 
 
 def migrate(database: Database) -> bool:
@@ -43,9 +54,15 @@ def _lock(connection: Connection) -> None:
             lock = "SELECT pg_advisory_xact_lock(hashtext('migrate'))"
             connection.exec_driver_sql(lock).close()
         case "mssql":
-            connection.exec_driver_sql(
-                "EXEC sp_getapplock @Resource = 'migrate', @LockMode = 'Exclusive'"
-            )
+            connection.exec_driver_sql(BEGIN_MSSQL).scalar()
+            refuse_lock(connection.exec_driver_sql(LOCK_MSSQL).scalar_one())
+
+
+def refuse_lock(code: int) -> None:
+    """Raise `Transient` if ``sp_getapplock`` returned a negative code: it holds no lock then."""
+    if code < 0:
+        message = f"another process migrates the database: sp_getapplock returned {code}"
+        raise Transient(message)
 
 
 def _upgrade(connection: Connection, found: str | None) -> None:
