@@ -58,6 +58,8 @@ def tds_server(error: ServerError | None = None, certificate: Path | None = None
 
     Parameters
     ----------
+    error
+        What it answers a login with; None hangs up.
     certificate
         PEM file of a certificate and its key: the server asks for TLS and gives up after it.
     """
@@ -117,7 +119,9 @@ def _serve(connection: socket.socket, error: ServerError | None, certificate: Pa
             if certificate:
                 _shake_hands(connection, certificate)
                 return
-        elif kind == _LOGIN and error:
+        elif kind == _LOGIN:
+            if error is None:
+                return
             _send(connection, _failure(error))
 
 
