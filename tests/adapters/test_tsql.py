@@ -13,8 +13,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from scoring.adapters.sql import bulk, counts, paging
 from scoring.adapters.sql.bulk.mssql import insertion, statements
-from scoring.adapters.sql.database import Database
+from scoring.adapters.sql.database import SETTINGS, Database
 from scoring.adapters.sql.ingest import SqlIngestStore
+from scoring.adapters.sql.isolation import TURN_ON
 from scoring.adapters.sql.migrations import BEGIN_MSSQL, LOCK_MSSQL
 from scoring.adapters.sql.queries import SqlQueries
 from scoring.adapters.sql.rebuild import SqlRebuildStore
@@ -199,7 +200,7 @@ def test_every_text_is_t_sql(
     }
     assert called == public
 
-    texts = [BEGIN_MSSQL, LOCK_MSSQL, f"SET LOCK_TIMEOUT {30_000}"]
+    texts = [BEGIN_MSSQL, LOCK_MSSQL, SETTINGS, *TURN_ON, f"SET LOCK_TIMEOUT {30_000}"]
     texts += text_of(script.module.upgrade for script in reversed(SCRIPTS)).split(";\n\n")
     texts += text_of(script.module.downgrade for script in SCRIPTS).split(";\n\n")
     for table in metadata.sorted_tables:
