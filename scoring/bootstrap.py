@@ -16,6 +16,7 @@ from scoring.adapters.environment import environment
 from scoring.adapters.event_log import FolderEventLog
 from scoring.adapters.files import ReadingsFile
 from scoring.adapters.local_engine import LocalEngine, ParallelSettings
+from scoring.adapters.sql import isolation
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.engines import Pool
 from scoring.adapters.sql.ingest import SqlIngestStore
@@ -144,6 +145,7 @@ class App:
             database = Database.file(self.folder / "store.db")
         try:
             migrate(database)
+            isolation.check(database)
         except ScoringError:
             database.close()
             raise

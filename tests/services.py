@@ -81,11 +81,26 @@ def _is_odbc_here() -> bool:
     return subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
+@cache
+def tsqlcheck_program() -> Path | None:
+    """Return the program around Microsoft's T-SQL parser; None where it is not there.
+
+    It is no package. Continuous integration has it in the folder ``shared/tools`` beside the clone.
+    """
+    beside = ROOT.parent / "shared" / "tools" / "tsqlcheck"
+    found = str(beside) if beside.exists() else shutil.which("tsqlcheck")
+    return Path(found) if found else None
+
+
 POSTGRESQL = Service("PostgreSQL", "postgresql", lambda: postgresql_programs() is not None)
 ODBC = Service("unixODBC", "unixodbc", _is_odbc_here)
 AZURITE = Service("Azurite", "azurite@3.35.0", lambda: azurite_program() is not None, by_npm=True)
 PGBOUNCER = Service("PgBouncer", "pgbouncer", lambda: pgbouncer_program() is not None)
 SERVICES = (AZURITE, POSTGRESQL, PGBOUNCER, ODBC)
+
+TSQLCHECK = Service("tsqlcheck", "", lambda: tsqlcheck_program() is not None)
+"""It cannot be installed, so it is none of `SERVICES`: a test without it is skipped for a reason
+that is listed, and fails where every service has to be there."""
 
 MSSQL = os.environ.get("SCORING_TEST_MSSQL")
 """An ODBC connection string of an SQL Server database that the tests may empty."""
@@ -131,7 +146,8 @@ def explained(reasons: Iterable[str]) -> list[str]:
 
 def forget() -> None:
     """Look again at what is here: something was installed."""
-    for looked in (postgresql_programs, pgbouncer_program, azurite_program, _is_odbc_here):
+    looked_for = (postgresql_programs, pgbouncer_program, azurite_program, tsqlcheck_program)
+    for looked in (*looked_for, _is_odbc_here):
         looked.cache_clear()
 
 

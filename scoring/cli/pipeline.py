@@ -259,10 +259,12 @@ def rebuild_windows(context: typer.Context, window: Window = None) -> None:
 
 def migrate(context: typer.Context) -> None:
     """Bring the database to the newest schema."""
+    from scoring.adapters.sql import isolation
     from scoring.adapters.sql.schema import HEAD
 
     with opened(context) as app:
-        _ = app.database
+        for warning in isolation.turn_on(app.database):
+            console().print(f"warning: {warning}", markup=False)
     console().print(f"the database is at schema {HEAD}")
 
 

@@ -94,7 +94,7 @@ class TestSqlServer:
 
             monkeypatch.setattr(database.engine.dialect, "initialize", lambda _: None)
             event.listen(database.engine, "do_connect", connect)
-            with database.read():
+            with database.write():
                 pass
             database.close()
             is_there = False

@@ -156,7 +156,7 @@ def text_of(steps: Iterable[Callable[[], None]]) -> str:
     found, dialect = StringIO(), mssql.dialect()  # type: ignore[no-untyped-call]
     dialect.default_schema_name = "dbo"
     context = MigrationContext.configure(
-        dialect=dialect, opts={"as_sql": True, "output_buffer": found}
+        dialect=dialect, opts={"as_sql": True, "output_buffer": found, "literal_binds": True}
     )
     with Operations.context(context):
         for step in steps:

@@ -9,6 +9,15 @@ from sqlalchemy import Connection, event
 from scoring.adapters.sql.engines import POOL, Pool, connect, read_options
 from scoring.adapters.sql.failures import translated_errors
 
+SETTINGS = (
+    "SELECT is_read_committed_snapshot_on, snapshot_isolation_state FROM sys.databases"
+    " WHERE database_id = DB_ID()"
+)
+"""SQL Server's settings of isolation; see `isolation`."""
+
+SNAPSHOT_ON = 1
+"""`snapshot_isolation_state` where snapshots are allowed; other states are off, or on the way."""
+
 
 class Database:
     """A database and its transactions.
@@ -31,6 +40,7 @@ class Database:
         with translated_errors():
             self.engine = connect(url, pool)
         self._has_connected = False
+        self._has_snapshots: bool | None = None
         event.listen(self.engine, "connect", self._note_connection)
 
     @classmethod
@@ -51,12 +61,35 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """One consistent view of the database that blocks no writer."""
+        with self._translated_errors():
+            options = read_options(self.engine.dialect, has_snapshots=self._sees_snapshots())
+            with self.engine.connect() as connection:
+                yield connection.execution_options(**options)
+
+    def execute_alone(self, statement: str) -> None:
+        """Execute a statement outside a transaction, with the only connection of this process."""
+        self.engine.dispose()
         with self._translated_errors(), self.engine.connect() as connection:
-            yield connection.execution_options(**read_options(connection.dialect))
+            alone = connection.execution_options(isolation_level="AUTOCOMMIT")
+            alone.exec_driver_sql(statement)
+
+    def forget_isolation(self) -> None:
+        """Look again at the settings of isolation before the next read: they have changed."""
+        self._has_snapshots = None
 
     def close(self) -> None:
         """Give the connections back."""
         self.engine.dispose()
+
+    def _sees_snapshots(self) -> bool:
+        """Whether SQL Server lets a read of several statements see one state; asked once."""
+        if self.engine.dialect.name != "mssql":
+            return False
+        if self._has_snapshots is None:
+            with self.engine.connect() as connection:
+                row = connection.exec_driver_sql(SETTINGS).one()
+            self._has_snapshots = row[1] == SNAPSHOT_ON
+        return self._has_snapshots
 
     def _note_connection(self, *_: object) -> None:
         self._has_connected = True

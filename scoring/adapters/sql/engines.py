@@ -117,11 +117,19 @@ def connect(url: str, pool: Pool = POOL) -> Engine:
     raise Misconfigured([problem])
 
 
-def read_options(dialect: Dialect) -> dict[str, Any]:
-    """Give the options of a connection that only reads, and sees one state of the database."""
+def read_options(dialect: Dialect, *, has_snapshots: bool) -> dict[str, Any]:
+    """Return the options of a connection that only reads, and sees one state of the database.
+
+    Parameters
+    ----------
+    has_snapshots
+        Whether an SQL Server allows transactions of isolation level SNAPSHOT.
+    """
     options: dict[str, Any] = {"read_only": True}
     if dialect.name == "postgresql":
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    if has_snapshots:
+        options["isolation_level"] = "SNAPSHOT"
     return options
 
 
