@@ -228,6 +228,10 @@ def _within(number: int, limit: int) -> bool:
     return limit < 0 or number <= limit
 
 
+MAX_DEVICES = 1000
+"""Devices that a run can be limited to: SQL Server takes 2,100 parameters in a statement."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Which windows a run is asked to score; by default, all that are pending.
@@ -246,6 +250,12 @@ class Scope:
     until: int | None = None
     devices: tuple[str, ...] = ()
     rescore: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse more devices than a statement can name."""
+        if len(self.devices) > MAX_DEVICES:
+            message = f"{len(self.devices):,} devices: a run can be limited to {MAX_DEVICES:,}"
+            raise BadInput(message)
 
 
 EVERYTHING = Scope()

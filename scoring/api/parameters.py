@@ -17,11 +17,10 @@ from pydantic_core import PydanticCustomError
 
 from scoring import instants
 from scoring.readings import MAX_NAME
-from scoring.runs import Scope
+from scoring.runs import MAX_DEVICES, Scope
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
-MAX_DEVICES = 1000
 BODY_LIMIT = 2 * 1024 * 1024
 """Bytes of a body: `MAX_DEVICES` names of `MAX_NAME` characters, be each written as two escapes."""
 

@@ -19,11 +19,12 @@ from starlette.types import Message
 from scoring import errors
 from scoring.adapters import azure_blobs
 from scoring.api import create_api, readiness
-from scoring.api.parameters import BODY_LIMIT, MAX_DEVICES
+from scoring.api.parameters import BODY_LIMIT
 from scoring.api.parts import Parts
 from scoring.bootstrap import App
 from scoring.errors import ScoringError
 from scoring.readings import MAX_NAME
+from scoring.runs import MAX_DEVICES
 from scoring.settings import Settings
 from tests.adapters.engines import eventually
 from tests.amqp.hub import Hub

@@ -656,6 +656,15 @@ def named(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+def test_a_run_of_more_devices_than_a_statement_can_name_is_refused(
+    scoring: Scoring, scored: Path
+) -> None:
+    devices = [word for number in range(1001) for word in ("--device", f"d{number}")]
+
+    assert "1,001 devices: a run can be limited to 1,000" in scoring("run", *devices).error()
+    assert len(scoring("runs", "--json").json) == 1
+
+
 class TestPuttingModelsOverAFleet:
     def test_an_import_of_other_features_is_refused_and_takes_nothing_away(
         self, scoring: Scoring, scored: Path, named: Path
