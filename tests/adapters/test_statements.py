@@ -62,7 +62,9 @@ def test_an_event_batch_takes_few_statements_however_many_rejects_it_has(
     assert outcome.rejects.total() == rejects
     # SQL Server merges by two statements, an UPDATE and an INSERT.
     spare = 0 if database.engine.dialect.name == "mssql" else 1
-    assert len(sent) + spare <= MOST, sent
+    # Behind a pooler each transaction is told its limits: that is not of the batch.
+    of_batch = [one for one in sent if "set_config" not in one]
+    assert len(of_batch) + spare <= MOST, sent
     assert len(contents(database)["rejects"]) == rejects + 1
 
 
