@@ -419,6 +419,13 @@ class App:
         """Logs of runs that failed."""
         return RunLogs(self.blobs)
 
+    def interrupted_runs(self) -> Iterator[ScoringRun]:
+        """Return the active runs that nobody is at work on: neither this engine nor another's."""
+        for run in self.submit.store.active_runs():
+            report = self.engine.poll(run.run_id)
+            if report is None or report.has_ended:
+                yield run
+
     def see_through(
         self,
         run: ScoringRun,

@@ -278,7 +278,7 @@ def demo_of_files(
 def _score_pending(app: App, version: str, now: datetime, stages: _Stages) -> None:
     """Bring runs to their end that a kill left, then submit one and see it through."""
     with stages.timed("score", "windows"):
-        for run in app.submit.store.active_runs():
+        for run in app.interrupted_runs():
             stages.count("score", _see_through(app, run, now, stages.progress))
         if new := app.submit("demo", version, now, nonce()):
             stages.count("score", _see_through(app, new, now, stages.progress))

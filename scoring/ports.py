@@ -123,6 +123,11 @@ class EngineReport:
     logs: tuple[LogTail, ...] = ()
     started: int | None = field(default=None, compare=False)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine is done with the run."""
+        return self.state not in {EngineState.QUEUED, EngineState.RUNNING}
+
 
 @dataclass(frozen=True, slots=True)
 class ScoringOrder:

@@ -6,6 +6,7 @@ from enum import StrEnum
 from zlib import crc32
 
 from scoring.errors import BadInput, Conflict
+from scoring.windows import last_final_start
 
 
 class RunState(StrEnum):
@@ -350,6 +351,20 @@ class ScoringRun:
     def is_limited(self) -> bool:
         """Whether it was asked for some windows, and not for all that are pending."""
         return self.first_start is not None or bool(self.devices) or self.rescore
+
+    def is_capped(self, window: int, scope: Scope) -> bool:
+        """Return whether it takes the oldest of the final windows in a scope, not all of them.
+
+        Parameters
+        ----------
+        window
+            Size of the windows, microseconds.
+        """
+        newest = (
+            [] if self.enqueued_until is None else [last_final_start(self.enqueued_until, window)]
+        )
+        newest += [] if scope.until is None else [scope.until - 1]
+        return bool(newest) and self.last_start < min(newest)
 
     def answers(self, proposed: "ScoringRun") -> bool:
         """Whether it does what was proposed, so that no other run is needed.

@@ -23,6 +23,7 @@ from scoring.cli.state import (
 
 if TYPE_CHECKING:
     from scoring.bootstrap import App
+    from scoring.queries import RunSummary
     from scoring.runs import ScoringRun
 
 run_app = typer.Typer(invoke_without_command=True)
@@ -120,29 +121,54 @@ def run(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score all pending final windows; first brings runs that were interrupted to their end."""
+    """Score all pending final windows; first brings runs that were interrupted to their end.
+
+    A run that another process or the cluster is at work on is left alone: it counts for
+    SCORING_MAX_ACTIVE_RUNS.
+    """
     if context.invoked_subcommand:
         return
     from scoring.bootstrap import nonce, now
+    from scoring.errors import CannotBegin
     from scoring.runs import Scope
 
     scope = Scope(instant_option(since), instant_option(until), tuple(device or ()), rescore)
+    new, refusal = None, None
     with opened(context) as app:
         app.watch.follow_jobs(now())
-        ended = [_follow(app, left) for left in app.submit.store.active_runs()]
+        ended = [_follow(app, left) for left in app.interrupted_runs()]
         version = fleet or app.shelf.current()
         app.shelf.open(version)
-        if new := app.submit("manual", version, now(), nonce(), scope=scope):
-            ended.append(_follow(app, new))
+        try:
+            if new := app.submit("manual", version, now(), nonce(), scope=scope):
+                ended.append(_follow(app, new))
+        except CannotBegin as error:
+            # Those that were brought to their end are shown all the same.
+            refusal = error
         summaries = [app.queries.run(one.run_id) for one in ended]
+        is_capped = bool(new and new.is_capped(app.window, scope))
+    if summaries or not refusal:
+        _show_scored(summaries, is_capped=is_capped, as_json=as_json)
+    if refusal:
+        raise refusal
+    if any(summary.state != "completed" for summary in summaries):
+        raise typer.Exit(1)
+
+
+def _show_scored(summaries: "list[RunSummary]", *, is_capped: bool, as_json: bool) -> None:
     if as_json:
         show_json([plain(summary) for summary in summaries])
-    elif summaries:
+        return
+    if summaries:
         show_rows("runs", summaries, _RUN_COLUMNS, as_json=False)
     else:
         console().print("nothing to score: no final window is pending")
-    if any(summary.state != "completed" for summary in summaries):
-        raise typer.Exit(1)
+    if is_capped:
+        console().print(
+            "more final windows are pending than one run takes (SCORING_MAX_RUN_WINDOWS): run"
+            " again for the rest",
+            soft_wrap=True,
+        )
 
 
 def _follow(app: "App", run: "ScoringRun") -> "ScoringRun":

@@ -10,7 +10,7 @@ import pyarrow as pa
 from scoring import instants
 from scoring.errors import BadInput, Conflict, InvalidPart, NotFound, cause_of
 from scoring.handlers.submit import CLAIM_LIMIT
-from scoring.ports import Blobs, Engine, EngineState, IndexedPart, RunStore
+from scoring.ports import Blobs, Engine, IndexedPart, RunStore
 from scoring.predictions import INPUT_SCHEMA, PREDICTION_SCHEMA, read_table
 from scoring.runs import RunState, ScoringRun, Tolerance, error_name, part_name
 from scoring.suspects import FailedPart, suspected
@@ -26,8 +26,6 @@ CAUSES = 100
 
 _SHOWN = 3
 """Failed parts that a run's cause names."""
-
-_ENDED = (EngineState.COMPLETED, EngineState.FAILED, EngineState.CANCELED)
 
 log = logging.getLogger("scoring.watch")
 
@@ -144,7 +142,7 @@ class EndRuns:
             # It may be on its way: whoever was giving it to the engine stops it after that.
             if instants.of(now) - (run.ended_at or 0) >= FORGOTTEN:
                 self.store.close_job(run)
-        elif report.state in _ENDED:
+        elif report.has_ended:
             self.store.close_job(run)
         else:
             self.store.note_engine(run, report.status or report.state.value, report.link)

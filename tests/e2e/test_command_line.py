@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import exc
 
+from scoring.adapters.local_engine.run_folder import RunFolder
 from scoring.adapters.sql import bulk
 from scoring.adapters.sql.database import Database
 from scoring.adapters.sql.rebuild import SqlRebuildStore
@@ -578,6 +579,63 @@ class TestRun:
         (left,) = scoring("run", "--json").json
 
         assert (left["run_id"], left["state"], left["scored"]) == (run_id, "completed", 40)
+
+    @pytest.fixture
+    def elsewhere(self, scored: Path) -> Iterator[str]:
+        """Have another process at work on a run of no windows; its id."""
+        run_id = "r20260101T000000Z-abcdef"
+        folder = RunFolder(scored / "work", run_id)
+        assert folder.take()
+        statement = "UPDATE window_partials SET claimed_by = NULL WHERE device = 'd1'"
+        sql(scored, statement + " AND window_start < 1767571300000000")
+        with open_app(scored) as app:
+            version = app.shelf.current()
+            proposed = ScoringRun(0, run_id, RunState.CLAIMING, "timer", version, 2 * 10**15, 0)
+            begun = app.submit.store.begin_run(proposed)
+            assert begun is not None
+            app.submit.store.claim(begun, 10)
+            for state in (RunState.CLAIMED, RunState.EXPORTED, RunState.SUBMITTED):
+                app.submit.store.transition(begun, state, 0)
+        yield run_id
+        folder.release()
+
+    def test_a_run_of_another_process_is_left_alone(
+        self, scoring: Scoring, scored: Path, tmp_path: Path, elsewhere: str
+    ) -> None:
+        scoring("ingest", write_readings(tmp_path / "more.csv", windows=2, begin=39))
+
+        (run,) = scoring("run", "--json").json
+
+        assert (run["state"], run["scored"]) == ("completed", 4)
+        states = {run["run_id"]: run["state"] for run in scoring("runs", "--json").json}
+        assert states[elsewhere] == "submitted"
+
+    @pytest.mark.parametrize("options", [(), ("--json",)])
+    def test_a_run_is_refused_at_the_limit_and_names_the_active_one(
+        self,
+        scoring: Scoring,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        elsewhere: str,
+        options: tuple[str, ...],
+    ) -> None:
+        scoring("ingest", write_readings(tmp_path / "more.csv", windows=2, begin=39))
+        monkeypatch.setenv("SCORING_MAX_ACTIVE_RUNS", "1")
+
+        refused = scoring("run", *options).error()
+
+        assert f"1 run is active ({elsewhere}), and SCORING_MAX_ACTIVE_RUNS is 1" in refused
+
+    def test_what_one_run_does_not_take_is_said_to_wait(
+        self, scoring: Scoring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: Path
+    ) -> None:
+        scoring("ingest", write_readings(tmp_path / "more.csv", windows=4, begin=40))
+        monkeypatch.setenv("SCORING_MAX_RUN_WINDOWS", "3")
+
+        first, second = scoring("run"), scoring("run", "--until", "2026-01-05T00:42:00Z")
+
+        assert "run again for the rest" in first.out
+        assert (second.code, "run again" in second.out) == (0, False)
 
     def test_a_sensor_without_a_model_is_said_to_have_none(
         self, scoring: Scoring, scored: Path, tmp_path: Path

@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 SCORE = Path(__file__).parents[2] / "job" / "score.py"
 """The project's own entry script."""
 
+ELSEWHERE = 0.5
+"""Seconds between two looks at a run that another process has."""
+
 
 class LocalEngine:
     """Scores runs on this machine, one after the other, each in a pool of processes.
@@ -99,16 +102,18 @@ class LocalEngine:
         """
         folder = self._folder(run_id)
         report = folder.report()
-        if report is None or report.state in (EngineState.QUEUED, EngineState.RUNNING):
+        if report is None or not report.has_ended:
             folder.request_cancel()
 
     def wait(self, run_id: str, timeout: float | None = None) -> EngineReport | None:
         """Wait until a run of this process ends, at most `timeout` seconds; then as `poll`.
 
-        A run of another process is not waited for.
+        One that another process has is looked at again after `ELSEWHERE`: it cannot be joined.
         """
         if thread := self._threads.get(run_id):
             thread.join(timeout)
+        elif (report := self.poll(run_id)) and not report.has_ended:
+            self._closing.wait(ELSEWHERE)
         return self.poll(run_id)
 
     def close(self) -> None:
