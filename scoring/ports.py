@@ -538,7 +538,7 @@ class RunStore(Protocol):
     def note(self, run: ScoringRun, state: RunState, cause: str) -> None:
         """Set the run's cause and nothing else, if it is in a state; elsewhere it stays."""
 
-    def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
+    def note_engine(self, run: ScoringRun, status: str, link: str | None = None) -> None:
         """Note the engine's word for how a run stands, and a page about it."""
 
     def run(self, run_id: str) -> ScoringRun:

@@ -21,6 +21,9 @@ UNANSWERED = 16
 FORGOTTEN = 3600 * instants.SECOND
 """Microseconds after its end when a run that the engine does not know was never given to it."""
 
+UNKNOWN = "the engine knows no such job; it is asked for an hour, for one may be on its way"
+"""What is shown of a job that may never have been."""
+
 CAUSES = 100
 """Parts of a run whose causes are read, of those that an engine wrote."""
 
@@ -140,7 +143,9 @@ class EndRuns:
         report = self.engine.poll(run.run_id)
         if report is None:
             # It may be on its way: whoever was giving it to the engine stops it after that.
-            if instants.of(now) - (run.ended_at or 0) >= FORGOTTEN:
+            is_forgotten = instants.of(now) - (run.ended_at or 0) >= FORGOTTEN
+            self.store.note_engine(run, "" if is_forgotten else UNKNOWN)
+            if is_forgotten:
                 self.store.close_job(run)
         elif report.has_ended:
             self.store.close_job(run)

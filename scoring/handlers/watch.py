@@ -94,6 +94,8 @@ class WatchRuns:
                 self.ending.follow_job(run, now)
             except Exception as error:  # noqa: BLE001 - as above, and all active runs come after
                 _log_failure(run, error)
+                with suppress(ScoringError):
+                    self.store.note_engine(run, f"could not be asked: {cause_of(error)}")
 
     @property
     def logs(self) -> RunLogs:

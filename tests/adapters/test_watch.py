@@ -15,6 +15,7 @@ from scoring.adapters.sql.runs import SqlRunStore
 from scoring.bootstrap import App
 from scoring.errors import Misconfigured, ScoringError, StorageUnusable, TooManyRuns, Transient
 from scoring.fleet import Model, Training, train_model
+from scoring.handlers.ending import UNKNOWN
 from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
 from scoring.predictions import write_table
 from scoring.runs import RunState, ScoringRun, part_name
@@ -608,7 +609,26 @@ def test_what_keeps_the_job_of_a_run_that_has_ended_from_being_followed_is_no_fa
     app.watch(NOW, "000000")
 
     assert [vars(record)["run"] for record in caplog.records] == [runs[0]]
-    assert app.queries.status().open_jobs[0].run_id == runs[0]
+    (job,) = app.queries.status().open_jobs
+    assert (job.run_id, job.engine_status) == (
+        runs[0],
+        "could not be asked: settings: access is denied",
+    )
+
+
+def test_a_job_that_the_engine_does_not_know_is_said_to_be_unknown_until_it_is_forgotten(
+    app: App, engine: ScriptedEngine, runs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedEngine, "poll", lambda *_: None)
+    app.watch.cancel(runs[0], NOW)
+
+    app.watch.follow_jobs(NOW)
+    (job,) = app.queries.status().open_jobs
+    app.watch.follow_jobs(NOW + timedelta(hours=1))
+
+    assert job.engine_status == UNKNOWN
+    assert app.queries.status().open_jobs == []
+    assert app.queries.run(runs[0]).engine_status == ""
 
 
 def test_a_run_is_canceled_though_the_engine_cannot_be_asked(

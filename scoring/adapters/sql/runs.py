@@ -235,9 +235,9 @@ class SqlRunStore:
             connection.execute(statement)
 
     @retried
-    def note_engine(self, run: ScoringRun, status: str, link: str) -> None:
-        """Note what the engine says of a run; what it said before is not written again."""
-        said = {"engine_status": status, "link": link}
+    def note_engine(self, run: ScoringRun, status: str, link: str | None = None) -> None:
+        """Note what the engine says of a run, if that is new; without a link, the link stays."""
+        said = {"engine_status": status} | ({} if link is None else {"link": link})
         changed = or_(*(runs.c[name] != text for name, text in said.items()))
         statement = update(runs).where(runs.c.number == run.number, changed).values(**said)
         with self._database.write() as connection:
