@@ -14,7 +14,7 @@ from scoring.horizon import PartitionState
 from scoring.ledger import Epoch, HubAnswer
 from scoring.readings import EventBatch, Partition
 from scoring.runs import NO_LIMITS, Part, RunLimits, RunState, ScoringRun
-from scoring.suspects import Suspect
+from scoring.suspects import Sensor, Suspect
 from scoring.windows import PartitionProgress
 
 
@@ -565,6 +565,9 @@ class RunStore(Protocol):
             The part has two rows of one window, or a value that the database refuses. Nothing of
             it is stored.
         """
+
+    def unanswered(self, run: ScoringRun) -> list[Sensor]:
+        """Return the sensors with windows of the run that it has no prediction of, in order."""
 
     def suspects(self) -> list[Suspect]:
         """Give the sensors that may be why a part failed."""

@@ -21,6 +21,12 @@ UNANSWERED = 16
 FORGOTTEN = 3600 * instants.SECOND
 """Microseconds after its end when a run that the engine does not know was never given to it."""
 
+NO_PREDICTIONS = "no predictions"
+"""Why a part failed of which nothing else is known."""
+
+INPUT_GONE = "its input part was removed before it was scored"
+"""Why a part failed that the engine cannot have read."""
+
 UNKNOWN = "the engine knows no such job; it is asked for an hour, for one may be on its way"
 """What is shown of a job that may never have been."""
 
@@ -69,7 +75,7 @@ class EndRuns:
             return
         if evidence := self._evidence(run, self.index_new(run)):
             self._suspect(run, evidence, now, guess=True)
-            causes = {number: cause or "no predictions" for number, cause in evidence.items()}
+            causes = {number: cause or NO_PREDICTIONS for number, cause in evidence.items()}
             self.store.fail_parts(run, causes)
         self.store.clear_suspects(run)
         parts = self.store.parts(run)
@@ -181,6 +187,11 @@ class EndRuns:
             for blob in self.blobs.list(run.prediction_prefix)
         }
         evidence = dict.fromkeys(missing, "") | {n: problems[n] for n in missing if n in problems}
+        inputs = {
+            blob.name.removeprefix(run.input_prefix) for blob in self.blobs.list(run.input_prefix)
+        }
+        # First of all: without it, what the engine says of the part is what follows from that.
+        evidence |= {n: INPUT_GONE for n in missing if part_name(n) not in inputs}
         names = {n: error_name(part_name(n)) for n in missing if not evidence[n]}
         told = [number for number, name in names.items() if name in written]
         for number in told[:CAUSES]:
@@ -216,16 +227,24 @@ class EndRuns:
         numbers = known or (list(evidence) if guess else [])
         if not any_scored and len(numbers) == len(parts) > 1:
             return
+        read = {number: self._sensors(run, number) for number in numbers}
         failed = [
             FailedPart(
                 sensors,
                 rows=parts[number].rows,
-                cause=evidence[number] or "no predictions",
+                cause=evidence[number] or NO_PREDICTIONS,
                 is_certain=any_scored and (number in known or len(numbers) == 1),
             )
-            for number in numbers
-            if (sensors := self._sensors(run, number))
+            for number, sensors in read.items()
+            if sensors
         ]
+        if lost := [number for number, sensors in read.items() if not sensors]:
+            # Which of them held whom cannot be told, nor did the sensors do it: it never counts.
+            told = {sensor for sensors in read.values() for sensor in sensors}
+            others = tuple(one for one in self.store.unanswered(run) if one not in told)
+            rows = max(parts[number].rows for number in lost)
+            cause = evidence[lost[0]] or NO_PREDICTIONS
+            failed.append(FailedPart(others, rows, cause, is_certain=False))
         if failed:
             before = {suspect.key: suspect for suspect in self.store.suspects()}
             moment = instants.of(now)

@@ -239,6 +239,11 @@ class TestFailedParts:
         assert [part.cause for part in store.parts(run)] == ["", "out of memory"]
         assert SqlQueries(database).run("r1").failed_parts == 1
 
+    def test_the_sensors_that_they_held_are_those_without_an_answer(
+        self, store: RunStore, run: ScoringRun
+    ) -> None:
+        assert store.unanswered(run) == [("d", "b")]
+
     def test_the_windows_go_back_in_chunks_and_the_last_one_ends_the_run(
         self, fill: Fill, database: Database, store: RunStore
     ) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from scoring import instants
@@ -15,9 +17,9 @@ from scoring.adapters.sql.runs import SqlRunStore
 from scoring.bootstrap import App
 from scoring.errors import Misconfigured, ScoringError, StorageUnusable, TooManyRuns, Transient
 from scoring.fleet import Model, Training, train_model
-from scoring.handlers.ending import UNKNOWN
+from scoring.handlers.ending import INPUT_GONE, UNKNOWN
 from scoring.ports import BlobInfo, EngineReport, EngineState, LogTail, ScoringOrder
-from scoring.predictions import write_table
+from scoring.predictions import INPUT_SCHEMA, read_table, write_table
 from scoring.runs import RunState, ScoringRun, part_name
 from scoring.settings import Settings
 from scoring.suspects import Suspect
@@ -83,6 +85,14 @@ def runs(app: App) -> list[str]:
         assert run is not None
         found.append(run.run_id)
     return found
+
+
+def keys_of(table: pa.Table) -> list[list[Any]]:
+    columns = [table[name] for name in ("device", "sensor", "window_start")]
+    return [
+        column.cast("int64" if number == 2 else "string").to_pylist()
+        for number, column in enumerate(columns)
+    ]
 
 
 def states(app: App) -> list[str]:
@@ -499,6 +509,47 @@ def test_a_run_whose_aside_part_is_gone_after_it_was_answered_completes(
 
     assert app.queries.run(run.run_id).state == RunState.COMPLETED
     assert app.queries.windows("d1", "s1", None, None, 1)[0].status == "model_failed"
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+def test_the_sensors_of_an_input_part_that_cannot_be_read_are_suspects(
+    tmp_path: Path, engine: ScriptedEngine, damage: str
+) -> None:
+    given = {
+        "SCORING_DATA": str(tmp_path / "data"),
+        "SCORING_WINDOW": "1min",
+        "SCORING_PART_ROWS": "4",
+        "SCORING_ERROR_THRESHOLD": "-1",
+        "SCORING_MINI_BATCH_ERROR_THRESHOLD": "-1",
+    }
+    with App(Settings.load(given)) as app:
+        app.__dict__["engine"] = engine
+        rows = partials({(f"d{number}", "s", BEGIN): [1.0] for number in range(12)})
+        save(app.database, P0, partials=rows, watermark=LATER, last_enqueued=BEGIN)
+        run = app.submit("timer", "f1", NOW, "000000")
+        assert run is not None
+        lost, *scored = app.submit.store.parts(run)
+        name = run.input_prefix + part_name(lost.number)
+        theirs = read_table(app.blobs.read(name)[0], INPUT_SCHEMA, name)["device"].to_pylist()
+        if damage == "removed":
+            app.blobs.delete(name)
+        else:
+            app.blobs.write(name, app.blobs.read(name)[0][:50])
+        for part in scored:
+            name = run.input_prefix + part_name(part.number)
+            table = read_table(app.blobs.read(name)[0], INPUT_SCHEMA, name)
+            answers = [(*row, 1.0) for row in zip(*keys_of(table), strict=True)]
+            answer = write_table(predictions(*answers))
+            app.blobs.write(run.prediction_prefix + part_name(part.number), answer)
+        engine.said[run.run_id] = EngineReport(EngineState.COMPLETED)
+
+        app.watch(NOW, "000000")
+
+        suspects = app.submit.store.suspects()
+        assert sorted(one.device for one in suspects) == sorted(theirs)
+        assert {(one.rows, one.failures) for one in suspects} == {(max(1, lost.rows // 2), 0)}
+        why = INPUT_GONE if damage == "removed" else "no predictions"
+        assert app.submit.store.part(run, lost.number).cause == why
 
 
 def test_a_job_that_cannot_be_followed_for_a_defect_keeps_nobody_from_the_active_runs(

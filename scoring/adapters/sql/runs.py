@@ -54,7 +54,7 @@ from scoring.runs import (
     may_follow,
     part_name,
 )
-from scoring.suspects import Suspect
+from scoring.suspects import Sensor, Suspect
 from scoring.windows import last_final_start
 
 FETCH = 20_000
@@ -313,6 +313,15 @@ class SqlRunStore:
             connection.execute(update(run_parts).where(key).values(values))
             change.write(connection)
         return True
+
+    def unanswered(self, run: ScoringRun) -> list[Sensor]:
+        """Return the sensors with windows of the run that it has no prediction of, in order."""
+        table = window_partials.c
+        mine = (table.claimed_by == run.number) & _is_unanswered(run)
+        sensor = (table.device, table.sensor)
+        statement = select(*sensor).where(mine).distinct().order_by(*sensor)
+        with self._database.read() as connection:
+            return [(row[0], row[1]) for row in connection.execute(statement).all()]
 
     def suspects(self) -> list[Suspect]:
         """Give the sensors that may be why a part failed."""
