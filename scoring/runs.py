@@ -215,18 +215,18 @@ class Tolerance:
     mini_batches: int = 0
     mini_batch_size: int = 1
 
-    def allows(self, failed: int) -> bool:
-        """Return whether so many failed parts are tolerated.
+    def exceeded(self, failed: int) -> list[str]:
+        """Return the settings that so many failed parts go beyond; both have to allow them.
 
         Which parts shared a mini-batch is not known afterwards: the least number of mini-batches
         that can hold them counts.
         """
         mini_batches = -(-failed // self.mini_batch_size)
-        return _within(failed, self.parts) and _within(mini_batches, self.mini_batches)
-
-
-def _within(number: int, limit: int) -> bool:
-    return limit < 0 or number <= limit
+        limits = (
+            ("SCORING_ERROR_THRESHOLD", failed, self.parts),
+            ("SCORING_MINI_BATCH_ERROR_THRESHOLD", mini_batches, self.mini_batches),
+        )
+        return [f"{name} is {limit}" for name, number, limit in limits if 0 <= limit < number]
 
 
 MAX_DEVICES = 1000

@@ -227,10 +227,16 @@ class Settings:
     max_retries: int = _setting(_number(0), "2", "further attempts of a failed mini-batch")
     mini_batch_timeout: int = _setting(duration, "10min", "how long one attempt may take")
     error_threshold: int = _setting(
-        _number(-1), "0", "input parts that may fail before the run does; -1 ignores all"
+        _number(-1),
+        "0",
+        "input parts that may fail before the run does, if the next setting allows it too;"
+        " -1 ignores all",
     )
     mini_batch_error_threshold: int = _setting(
-        _number(-1), "0", "mini-batches that may fail before the run does; -1 ignores all"
+        _number(-1),
+        "0",
+        "mini-batches that may fail before the run does, if the setting before allows it too;"
+        " -1 ignores all",
     )
 
     @classmethod

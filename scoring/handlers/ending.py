@@ -81,8 +81,10 @@ class EndRuns:
         parts = self.store.parts(run)
         if failed := [part for part in parts if part.etag is None]:
             cause = _summary(failed, len(parts))
-            if len(failed) == len(parts) or not self.tolerance.allows(len(failed)):
-                self.end(run, RunState.FAILING, now, cause)
+            exceeded = self.tolerance.exceeded(len(failed))
+            if exceeded or len(failed) == len(parts):
+                why = f" ({' and '.join(exceeded)})" if exceeded else ""
+                self.end(run, RunState.FAILING, now, cause + why)
                 return
             self.store.note(run, RunState.SCORED, f"{cause}; their windows are pending again")
         elif current.cause:

@@ -147,11 +147,17 @@ def test_as_many_parts_may_fail_as_both_thresholds_allow(
 ) -> None:
     tolerance = Tolerance(parts, mini_batches, size)
 
-    assert [tolerance.allows(failed) for failed in (allowed, allowed + 1)] == [True, False]
+    assert tolerance.exceeded(allowed) == []
+    assert tolerance.exceeded(allowed + 1) != []
 
 
 def test_where_both_thresholds_ignore_failures_any_number_is_allowed() -> None:
-    assert Tolerance(-1, -1).allows(10**6)
+    assert Tolerance(-1, -1).exceeded(10**6) == []
+
+
+def test_the_threshold_that_does_not_allow_it_is_named() -> None:
+    assert Tolerance(5, 0).exceeded(1) == ["SCORING_MINI_BATCH_ERROR_THRESHOLD is 0"]
+    assert Tolerance(0, 5).exceeded(1) == ["SCORING_ERROR_THRESHOLD is 0"]
 
 
 def test_the_error_of_a_part_lies_beside_its_predictions() -> None:
