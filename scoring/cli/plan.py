@@ -19,7 +19,7 @@ from scoring.cli.state import (
 if TYPE_CHECKING:
     from scoring.cli.measuring import Measured
     from scoring.cli.plan_text import Planned
-    from scoring.planning import Cheapest, Overrun, SizePlan
+    from scoring.planning import Cheapest, Overrun, Shortfall, SizePlan
 
 NOT_INCLUDED = (
     "disks, network, storage and its transactions, Event Hubs, SQL, the function app, retries,"
@@ -71,7 +71,13 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time this machine and plan with that.")
     ] = False,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows an input part.")] = 20_000,
+    part_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows an input part; default: SCORING_PART_ROWS.")
+    ] = None,
+    max_run_windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Windows a run takes; default: SCORING_MAX_RUN_WINDOWS."),
+    ] = None,
     part_seconds: Annotated[
         float, typer.Option(min=0, help="Network and book-keeping a part, a guess.")
     ] = 1.0,
@@ -104,6 +110,7 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """Say what a fleet costs to score on an autoscaling cluster: nodes, run length, money."""
+    from scoring.adapters.environment import environment
     from scoring.cli.plan_text import Planned
     from scoring.cli.prices import SAMPLE, read_prices
     from scoring.planning import (
@@ -115,11 +122,16 @@ def plan(
         Timing,
         cheapest,
         overruns,
+        shortfall,
     )
+    from scoring.settings import Settings
 
     if measure and rows_per_second is not None:
         message = "give either --rows-per-second or --measure"
         raise typer.BadParameter(message)
+    usual = Settings.load(environment())
+    part_rows = part_rows or usual.part_rows
+    limit = max_run_windows or usual.max_run_windows
     demand = Demand(
         devices=devices,
         sensors=sensors,
@@ -146,7 +158,8 @@ def plan(
     late = overruns(planner, table.sizes)
     # A schedule that no size keeps up with is a warning; but then there is nothing to draw.
     best = cheapest(sizes) if plot or len(late) < len(Mode) else None
-    planned = Planned(planner, sizes, late, best, table, origin, measured)
+    short = shortfall(demand, limit)
+    planned = Planned(planner, sizes, late, short, best, table, origin, measured)
     _give(planned, plot, as_json=as_json)
 
 
@@ -210,7 +223,10 @@ def _document(planned: "Planned") -> dict[str, Any]:
         "hours_per_month": HOURS_A_MONTH,
         "sizes": [plain(one.size) | _estimates(one) for one in planned.sizes],
         "cheapest": best and _best(best),
-        "warnings": [_warning(overrun) for overrun in planned.overruns],
+        "warnings": [
+            *(_warning(overrun) for overrun in planned.overruns),
+            *([_shortfall(planned.shortfall)] if planned.shortfall else []),
+        ],
         "not_included": NOT_INCLUDED,
     }
 
@@ -233,6 +249,20 @@ def _warning(overrun: "Overrun") -> dict[str, Any]:
         "enough_interval_seconds": overrun.enough_interval,
         "warm_keeps_up": overrun.warm_keeps_up,
         "text": warning(overrun),
+    }
+
+
+def _shortfall(short: "Shortfall") -> dict[str, Any]:
+    from scoring.cli.plan_text import backlog
+
+    return {
+        "code": "backlog_grows",
+        "max_run_windows": short.limit,
+        "windows_per_run": short.takes,
+        "rows_per_run": short.rows,
+        "enough_max_run_windows": short.enough_limit,
+        "enough_interval_seconds": short.enough_interval,
+        "text": backlog(short),
     }
 
 

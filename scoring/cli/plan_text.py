@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scoring.cli.state import cell
-from scoring.planning import DAY, Cheapest, Mode, Overrun, Planner, SizePlan
+from scoring.planning import DAY, Cheapest, Mode, Overrun, Planner, Shortfall, SizePlan
 
 if TYPE_CHECKING:
     from scoring.cli.measuring import Measured
@@ -60,6 +60,7 @@ class Planned:
     planner: Planner
     sizes: tuple[SizePlan, ...]
     overruns: tuple[Overrun, ...]
+    shortfall: Shortfall | None
     best: Cheapest | None
     table: "PriceTable"
     origin: str
@@ -148,9 +149,27 @@ def _shown(prefix: str, estimate: "Estimate | None") -> dict[str, Any]:
 def verdicts(planned: Planned) -> Iterator[str]:
     """Say what comes of it: the cheapest, from when on warm is, and what cannot be done."""
     yield from (f"warning: {warning(overrun)}" for overrun in planned.overruns)
+    if planned.shortfall:
+        yield f"warning: {backlog(planned.shortfall)}"
     if planned.best:
         yield from _choice(planned.planner, planned.best, planned.table)
-    yield from (f"{plan.size.name}, {plan.reason}" for plan in planned.sizes if plan.reason)
+    by_reason: dict[str, list[str]] = {}
+    for plan in planned.sizes:
+        if plan.reason:
+            by_reason.setdefault(plan.reason, []).append(plan.size.name)
+    for reason, names in by_reason.items():
+        is_all = len(names) == len(planned.sizes) > 1
+        yield f"{'every size' if is_all else ', '.join(names)}, {reason}"
+
+
+def backlog(short: Shortfall) -> str:
+    """Say that runs take fewer windows than come in, and what to change."""
+    return (
+        f"a run takes {short.takes:,} windows at most (SCORING_MAX_RUN_WINDOWS is"
+        f" {short.limit:,}, and those of one start belong together), but {short.rows:,.0f} come in"
+        f" until the next one, and the backlog grows; set SCORING_MAX_RUN_WINDOWS to"
+        f" {short.enough_limit:,}, or run every {lasting(short.enough_interval)} or more often"
+    )
 
 
 def warning(overrun: Overrun) -> str:

@@ -32,7 +32,7 @@ from scoring.planning.inputs import (
     Speed,
     Timing,
 )
-from scoring.planning.overruns import Overrun, overruns
+from scoring.planning.overruns import Overrun, Shortfall, overruns, shortfall
 
 __all__ = [
     "DAY",
@@ -46,9 +46,11 @@ __all__ = [
     "NodeSize",
     "Overrun",
     "Planner",
+    "Shortfall",
     "SizePlan",
     "Speed",
     "Timing",
     "cheapest",
     "overruns",
+    "shortfall",
 ]

@@ -1,10 +1,14 @@
-"""Schedules that cannot keep up: a run is not done when the next one is due, and runs pile up."""
+"""Schedules that cannot keep up.
+
+A run is not done when the next one is due, and runs pile up; or a run takes fewer windows than
+come in until the next one, and the backlog grows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scoring.planning.estimates import Mode, Planner
-from scoring.planning.inputs import NodeSize
+from scoring.planning.inputs import HOUR, Demand, NodeSize, rounded_up
 
 _MINUTE = 60
 
@@ -47,6 +51,47 @@ class Overrun:
     def run_seconds(self) -> float:
         """From the largest run's submission to its end; a lower bound if `nodes` has no limit."""
         return self.startup + self.overhead + self.scoring
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A limit of the windows of a run that is below what comes in between two runs.
+
+    Attributes
+    ----------
+    limit
+        Windows that one run takes, about: of a backlog the oldest.
+    takes
+        Windows that a run takes at most under it: those of whole window starts, and of one at
+        least.
+    rows
+        Windows that end between two runs, on average.
+    enough_limit
+        The least limit under which no backlog grows.
+    enough_interval
+        Seconds from one run to the next that this limit allows.
+    """
+
+    limit: int
+    takes: int
+    rows: float
+    enough_limit: int
+    enough_interval: float
+
+
+def shortfall(demand: Demand, limit: int) -> Shortfall | None:
+    """Return by how much runs of so many windows fall short; None if they keep up.
+
+    Windows of all sensors start together, and a run takes whole starts, so that the newest ones
+    of a larger backlog wait for the next run.
+    """
+    models = demand.devices * demand.sensors
+    starts = max(1, limit // models)
+    enough = rounded_up(demand.windows_per_hour * demand.interval / HOUR)
+    if rounded_up(demand.windows_per_hour * demand.interval / HOUR / starts) <= 1:
+        return None
+    interval = starts * HOUR / demand.windows_per_hour
+    return Shortfall(limit, starts * models, demand.rows, enough * models, interval)
 
 
 def overruns(planner: Planner, sizes: Sequence[NodeSize]) -> tuple[Overrun, ...]:

@@ -194,6 +194,48 @@ def test_a_schedule_that_keeps_up_has_no_warnings(plan: Plan) -> None:
     assert "warning" not in plan().out
 
 
+MILLION = ("--devices", "1000000", "--sensors", "5")
+
+
+def test_runs_that_take_fewer_windows_than_come_in_are_a_warning(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = plan("--json", fleet=MILLION).json
+
+    # Three windows of each of 5,000,000 sensors, of which a run takes those of one start.
+    (warning,) = document["warnings"]
+    del warning["text"]
+    assert warning == {
+        "code": "backlog_grows",
+        "max_run_windows": 2_000_000,
+        "windows_per_run": 5_000_000,
+        "rows_per_run": 15_000_000,
+        "enough_max_run_windows": 15_000_000,
+        "enough_interval_seconds": 300,
+    }
+    said = plan(fleet=MILLION).out
+    assert "set SCORING_MAX_RUN_WINDOWS to 15,000,000, or run every 5 min or more often" in said
+    assert "warning" not in plan("--max-run-windows", "15000000", fleet=MILLION).out
+    monkeypatch.setenv("SCORING_MAX_RUN_WINDOWS", "15000000")
+    assert "warning" not in plan(fleet=MILLION).out
+
+
+def test_parts_are_as_large_as_the_setting_says(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORING_PART_ROWS", "5000")
+
+    assert plan("--json").json["speed"]["part_rows"] == 5000
+    assert plan("--json", "--part-rows", "400").json["speed"]["part_rows"] == 400
+
+
+def test_sizes_that_fail_for_one_reason_share_a_line(plan: Plan) -> None:
+    said = plan("--finish-within", "3min").out
+
+    assert said.count("390 s pass before scoring") == 1
+    assert "every size, scaled to zero: 390 s pass before scoring" in said
+
+
 def test_what_no_size_keeps_up_with_cannot_be_drawn(plan: Plan, tmp_path: Path) -> None:
     path = tmp_path / "cost.png"
     options = ("--rows-per-second", "50", "--max-nodes", "1", "--plot", path)

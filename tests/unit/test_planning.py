@@ -21,6 +21,7 @@ from scoring.planning import (
     Timing,
     cheapest,
     overruns,
+    shortfall,
 )
 
 SMALL = NodeSize(name="small", cores=2, memory_gb=4, price_per_hour=0.085)
@@ -401,3 +402,30 @@ def test_a_node_size_out_of_range_is_named(change: dict[str, Any], said: str) ->
 def test_a_speed_out_of_range_is_named() -> None:
     with pytest.raises(BadInput, match="rows_per_second is 0"):
         Speed(rows_per_second=0)
+
+
+@given(
+    models=st.integers(1, 1000),
+    windows=st.sampled_from([0.5, 1, 7, 12, 60, 61]),
+    starts=st.integers(1, 40),
+    limit=st.integers(1, 50_000),
+)
+def test_a_backlog_grows_where_a_run_takes_fewer_windows_than_come_in(
+    models: int, windows: float, starts: int, limit: int
+) -> None:
+    interval = starts * 3600 / windows
+    demand = Demand(
+        devices=models, sensors=1, windows_per_hour=windows, interval=interval, finish_within=1
+    )
+    waiting = 0
+    for _ in range(20):
+        waiting += starts
+        waiting -= min(waiting, max(1, limit // models))
+
+    short = shortfall(demand, limit)
+
+    assert (short is not None) == (waiting > 0)
+    if short:
+        assert shortfall(demand, short.enough_limit) is None
+        assert shortfall(demand, short.enough_limit - models) is not None
+        assert shortfall(replace(demand, interval=short.enough_interval), limit) is None
