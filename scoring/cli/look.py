@@ -61,7 +61,8 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
         for p in found.partitions
         for lag in (lags[p.partition],)
     ]
-    show_rows("partitions", rows, _PARTITION_COLUMNS, as_json=False)
+    spare = ("epoch", "high_water", "watermark")
+    show_rows("partitions", rows, _PARTITION_COLUMNS, as_json=False, spare=spare)
     gaps = ", ".join(
         f"{counts.gaps} {state} ({cell(counts.events)} events)"
         for state, counts in sorted(found.gaps.items())
@@ -77,7 +78,7 @@ def status(context: typer.Context, as_json: JsonFlag = False) -> None:
         "suspects": f"{cell(found.suspects)}, {cell(found.set_aside)} of them set aside",
     }
     for name, value in facts.items():
-        console().print(f"{name:>8}  {value}", highlight=False)
+        console().print(f"{name:>8}  {value}", highlight=False, soft_wrap=True)
     if found.is_rebuilding:
         console().print(
             f"windows are being rebuilt with {found.window / 1e6:g} s, and no run begins meanwhile;"
@@ -135,7 +136,7 @@ def anomalies(
             show_rows("devices", counts, _DEVICE_COLUMNS, as_json=as_json)
         else:
             found = app.queries.anomalies(which, limit)
-            show_rows("anomalies", found, _ANOMALY_COLUMNS, as_json=as_json)
+            show_rows("anomalies", found, _ANOMALY_COLUMNS, as_json=as_json, spare=("run_id",))
 
 
 def windows(
@@ -156,7 +157,8 @@ def windows(
         if not found and not app.queries.windows(device, sensor, None, None, 1):
             message = f"there is no window of sensor {sensor} of device {device}"
             raise NotFound(message)
-        show_rows(f"{device} {sensor}", found, _WINDOW_COLUMNS, as_json=as_json)
+        spare = ("last", "min", "max", "std", "count")
+        show_rows(f"{device} {sensor}", found, _WINDOW_COLUMNS, as_json=as_json, spare=spare)
 
 
 @rejects_app.callback()
@@ -170,7 +172,9 @@ def rejects(
     if context.invoked_subcommand:
         return
     with opened(context) as app:
-        show_rows("rejects", app.queries.rejects(reason, limit), _REJECT_COLUMNS, as_json=as_json)
+        found = app.queries.rejects(reason, limit)
+        spare = ("replayed", "position")
+        show_rows("rejects", found, _REJECT_COLUMNS, as_json=as_json, spare=spare)
 
 
 @rejects_app.command()

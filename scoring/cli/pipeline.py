@@ -160,7 +160,7 @@ def _show_scored(summaries: "list[RunSummary]", *, is_capped: bool, as_json: boo
         show_json([plain(summary) for summary in summaries])
         return
     if summaries:
-        show_rows("runs", summaries, _RUN_COLUMNS, as_json=False)
+        _show_runs(summaries)
     else:
         console().print("nothing to score: no final window is pending")
     if is_capped:
@@ -237,7 +237,21 @@ def cancel(context: typer.Context, run_id: str) -> None:
 def runs(context: typer.Context, limit: Limit = 20, as_json: JsonFlag = False) -> None:
     """List the newest runs."""
     with opened(context) as app:
-        show_rows("runs", app.queries.runs(limit), _RUN_COLUMNS, as_json=as_json)
+        found = app.queries.runs(limit)
+    if as_json:
+        show_json([plain(summary) for summary in found])
+    else:
+        _show_runs(found)
+
+
+def _show_runs(summaries: "list[RunSummary]") -> None:
+    rows = [plain(one) | {"done": f"{one.indexed_parts:,}/{one.parts:,}"} for one in summaries]
+    spare = ("created_at", "fleet_version", "trigger", "scored", "windows")
+    show_rows("runs", rows, _RUN_COLUMNS, as_json=False, spare=spare)
+    for one in summaries:
+        if one.cause:
+            said = f"{one.run_id} {one.state}: {cell(one.cause)}"
+            console().print(said, highlight=False, soft_wrap=True)
 
 
 def consume(context: typer.Context) -> None:
@@ -301,11 +315,9 @@ _RUN_COLUMNS = {
     "fleet_version": "fleet",
     "created_at": "created",
     "windows": "windows",
-    "indexed_parts": "parts done",
-    "parts": "parts",
+    "done": "parts",
     "scored": "scored",
     "anomalies": "anomalies",
-    "cause": "cause",
 }
 _PART_COLUMNS = {"number": "part", "rows": "windows", "cause": "cause"}
 _COUNT_COLUMNS = {

@@ -278,7 +278,7 @@ def _show(planned: "Planned") -> None:
     for fact in text.facts(planned):
         _line(fact)
     rows = [text.row(one, planned.best) for one in planned.sizes]
-    show_rows(text.title(planned.table), rows, text.COLUMNS, as_json=False)
+    show_rows(text.title(planned.table), rows, text.COLUMNS, as_json=False, spare=text.SPARE)
     for verdict in text.verdicts(planned):
         _line(verdict)
     _line(f"not included: {NOT_INCLUDED}")

@@ -19,14 +19,17 @@ COLUMNS = {
     "price": "price/h",
     "zero_nodes": "to zero: nodes",
     "zero_run": "run",
-    "zero_cost": "cost/month",
+    "zero_cost": "cost a month",
     "warm_nodes": "warm: nodes",
     "warm_run": "run ",
-    "warm_cost": "cost/month ",
+    "warm_cost": "cost a month ",
     "even": "warm from runs/day",
     "best": "cheapest",
 }
 """Of the table; headings that are there twice differ by a blank."""
+
+SPARE = ("memory_gb", "price", "even", "warm_run", "zero_run", "cores")
+"""Columns that a narrow terminal goes without, the first ones first."""
 
 _ORIGINS = {
     "assumed": "assumed, --measure times this machine",

@@ -100,22 +100,88 @@ def instant_option(text: str | None) -> int | None:
 
 
 def show_rows(
-    title: str, rows: Sequence[Any], columns: Mapping[str, str], *, as_json: bool
+    title: str,
+    rows: Sequence[Any],
+    columns: Mapping[str, str],
+    *,
+    as_json: bool,
+    spare: Sequence[str] = (),
 ) -> None:
-    """Print dataclasses as a table of `columns` (field name to heading), or all of them as JSON."""
+    """Print dataclasses as a table of `columns` (field name to heading), or all of them as JSON.
+
+    Parameters
+    ----------
+    spare
+        Columns that a terminal too narrow for all goes without, the first ones first: an id that
+        is broken over several lines cannot be copied.
+    """
     if as_json:
         show_json([plain(row) for row in rows])
         return
+    title = cell(title)
+    if not rows:
+        console().print(f"{title}: none")
+        return
     from rich.table import Table
 
-    title = cell(title)
-    table = Table(title=title, title_justify="left")
-    for heading in columns.values():
-        table.add_column(heading, overflow="fold")
+    cells: dict[str, list[str]] = {name: [] for name in columns}
     for row in rows:
         values = plain(row)
-        table.add_row(*(cell(values[name]) for name in columns))
-    console().print(table if rows else f"{title}: none")
+        for name in columns:
+            cells[name].append(cell(values[name]))
+    shown, widths = _fitting(cells, columns, spare)
+    table = Table(title=title, title_justify="left")
+    for name in shown:
+        table.add_column(columns[name], overflow="fold", width=widths.get(name))
+    for texts in zip(*(cells[name] for name in shown), strict=True):
+        table.add_row(*texts)
+    console(_full_width(cells, columns)).print(table)
+    if len(shown) < len(columns):
+        left_out = ", ".join(columns[name].strip() for name in columns if name not in shown)
+        console().print(f"a wider terminal, and --json, also show: {left_out}", soft_wrap=True)
+
+
+_FRAME = 3
+"""Characters that a column of a table takes besides its text; the table takes one more."""
+
+_LEAST = 12
+"""Characters that a column keeps while there are wider ones."""
+
+
+def _full_width(cells: Mapping[str, list[str]], columns: Mapping[str, str]) -> int:
+    """Return the characters of a line of the whole table."""
+    return sum(max(len(columns[n]), _widest(cells[n])) + _FRAME for n in columns) + 1
+
+
+def _widest(texts: list[str]) -> int:
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    return max(cell_len(Text.from_markup(text).plain) for text in texts)
+
+
+def _fitting(
+    cells: Mapping[str, list[str]], columns: Mapping[str, str], spare: Sequence[str]
+) -> tuple[list[str], dict[str, int]]:
+    """Return the columns that the terminal has room for, and the widths that they must have."""
+    shown, room = list(columns), console().width
+    if not sys.stdout.isatty() or _full_width(cells, columns) <= room:
+        return shown, {}
+    # A heading can be broken between words; what is below it is not, as long as that can be.
+    widths = {name: max(_widest(cells[name]), *map(len, columns[name].split())) for name in columns}
+
+    def excess() -> int:
+        return sum(widths[name] + _FRAME for name in shown) + 1 - room
+
+    for name in spare:
+        if excess() > 0:
+            shown.remove(name)
+    while excess() > 0:
+        widest = max(shown, key=lambda name: widths[name])
+        if widths[widest] <= _LEAST:
+            return shown, {}
+        widths[widest] = max(_LEAST, widths[widest] - excess())
+    return shown, {name: widths[name] for name in shown}
 
 
 def show_json(value: object) -> None:
@@ -173,11 +239,17 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def console() -> "Console":
-    """Where tables go: standard output, as wide as it is, and never cut in a file or pipe."""
+def console(width: int = 0) -> "Console":
+    """Where tables go: standard output, as wide as it is; in a file or pipe, as wide as needed.
+
+    Parameters
+    ----------
+    width
+        What is needed, in characters.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else max(160, width), soft_wrap=False)
 
 
 @contextmanager

@@ -43,6 +43,11 @@ DEMO = (
 Scoring = Callable[..., Outcome]
 
 
+def whole_row(out: str) -> list[str]:
+    """Return the headings of the table in what was printed, and what is around them."""
+    return next(line for line in out.splitlines() if line.startswith("┃")).split("┃")
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
@@ -173,6 +178,40 @@ class TestEveryCommand:
         assert sum(part["indexed_rows"] for part in shown["part"]) == 80
         assert run["run_id"] in scoring("runs").out
         assert "completed" in scoring("run", "show", run["run_id"]).out
+
+    @pytest.mark.parametrize("width", [60, 80, 120])
+    @pytest.mark.parametrize("command", ["runs", "status", "anomalies", "rejects", "windows d0 s"])
+    def test_a_terminal_too_narrow_for_a_table_gets_fewer_columns(
+        self,
+        scoring: Scoring,
+        scored: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        width: int,
+        command: str,
+    ) -> None:
+        (run,) = scoring("runs", "--json").json
+        whole = scoring(*command.split()).out
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("TERM", "dumb")
+
+        said = scoring(*command.split()).out
+
+        table = [line for line in said.splitlines() if line[:1] in {"┃", "│"}]
+        assert table
+        assert max(map(len, table)) <= width
+        assert ("also show" in said) == (len(table[0].split("┃")) < len(whole_row(whole)))
+        if command == "runs" or (command == "anomalies" and "also show" not in said):
+            # It can be copied.
+            assert f" {run['run_id']} " in said
+
+    def test_why_a_run_failed_stands_below_the_table_in_one_line(
+        self, scoring: Scoring, scored: Path
+    ) -> None:
+        sql(scored, "UPDATE runs SET state = 'failed', cause = printf('%.300c', 'x')")
+        (run,) = scoring("runs", "--json").json
+
+        assert f"{run['run_id']} failed: {'x' * 300}" in scoring("runs").out.splitlines()
 
     def test_anomalies_are_listed_filtered_and_counted(
         self, scoring: Scoring, scored: Path
