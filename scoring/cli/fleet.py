@@ -157,7 +157,14 @@ def import_(
     fresh: Fresh = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Import model files (joblib, skops, old pickles) on top of the current fleet."""
+    """Import model files (joblib, skops, old pickles) on top of the current fleet.
+
+    Models are OneClassSVM, SGDOneClassSVM, IsolationForest, EllipticEnvelope, LocalOutlierFactor
+    (novelty=True), alone or at the end of a Pipeline of: StandardScaler, MinMaxScaler,
+    MaxAbsScaler, RobustScaler, Normalizer, Binarizer, PowerTransformer, QuantileTransformer,
+    PolynomialFeatures, PCA, IncrementalPCA, TruncatedSVD, FastICA, FactorAnalysis, Nystroem,
+    RBFSampler. Of a GridSearchCV or RandomizedSearchCV the best estimator is taken.
+    """
     from scoring.bootstrap import now
     from scoring.handlers.models import Naming
 

@@ -11,6 +11,7 @@ from scoring.detectors import Array, Kind, Shape, decide, is_anomaly
 from scoring.errors import ModelRefused
 from scoring.fleet.attributes import Captured
 from scoring.fleet.compiling import Compiled, compile_detector
+from scoring.fleet.kinds import build_detector, chosen
 from scoring.fleet.matching import Columns
 from scoring.fleet.payloads import decide_estimator, load_payload, save_payload
 from scoring.fleet.reference import reference_decisions
@@ -46,11 +47,12 @@ class Model:
     trained_at: datetime | None = None
 
 
-def prepare(detector: Any, columns: Columns, *, ask: bool = True) -> Compiled:
+def prepare(detector: Any, columns: Columns) -> Compiled:
     """Compile a detector and make sure that the result decides as the detector does.
 
-    A live estimator whose numbers do not agree with it rides along as a payload; so does one of a
-    kind that has no numbers here.
+    One whose numbers do not agree with it rides along as a payload; so does one of a kind that has
+    no numbers here. One that was read from a file is not asked for its decisions, but they are
+    worked out from its attributes.
 
     Parameters
     ----------
@@ -58,9 +60,6 @@ def prepare(detector: Any, columns: Columns, *, ask: bool = True) -> Compiled:
         A fitted estimator, a captured one, or a compiled one (checked when it was compiled).
     columns
         How its columns are found among the fleet's features.
-    ask
-        Whether the estimator may be run for the comparison. One from outside may not where it can
-        be avoided: scikit-learn's compiled parts do not check what they are given.
 
     Raises
     ------
@@ -70,17 +69,16 @@ def prepare(detector: Any, columns: Columns, *, ask: bool = True) -> Compiled:
     if isinstance(detector, Compiled):
         _check_width(detector.shape, columns)
         return detector
+    detector = chosen(detector)
     compiled = compile_detector(detector)
     if compiled is not None:
         shape = replace(compiled.shape, columns=columns.of(detector))
         _check_width(shape, columns)
         for form in _forms(replace(compiled, shape=shape)):
-            if agrees(form, detector, ask=ask and not isinstance(detector, Captured)):
+            if agrees(form, detector, ask=not isinstance(detector, Captured)):
                 return form
     if isinstance(detector, Captured):
-        problem = "its numbers do not reproduce it" if compiled else "this kind comes by skops only"
-        message = f"{detector.name}: {problem}"
-        raise ModelRefused(message)
+        detector = build_detector(detector)
     return as_payload(save_payload(detector), columns)
 
 
@@ -108,7 +106,7 @@ def as_payload(data: bytes, columns: Columns) -> Compiled:
     shape = Shape(Kind.PAYLOAD, "", width, 0, columns=places)
     _check_width(shape, columns)
     try:
-        decide_estimator(estimator, np.zeros((2, width)))
+        decide_estimator(estimator, np.ones((2, width)))
     except Exception as error:
         message = f"{name} does not score: {type(error).__name__}: {error}"
         raise ModelRefused(message) from error

@@ -15,6 +15,19 @@ class Captured:
         self.state: Any = {}
 
 
+class Unread:
+    """What a file holds and nobody has read: all that is known of it is what it asks for.
+
+    Attributes
+    ----------
+    asked
+        Module and name, cut to a bearable length.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self.asked = f"{module[:100]}.{name[:100]}"
+
+
 def attributes_of(thing: object) -> tuple[str, Attributes]:
     """Class name and attributes of a captured object, or of one of scikit-learn's own."""
     if isinstance(thing, Captured):

@@ -23,6 +23,11 @@ WIDE = 1e3
 _MOST_VECTORS = 100_000
 """Support vectors; a model of more takes longer to check than to train anew."""
 
+_MOST_FEATURES = 10_000
+
+_MOST_DEGREE = 1_000
+"""Of a polynomial: it is computed by as many multiplications as the degree has digits."""
+
 _PLANE = 2
 
 _LONGEST, _LARGEST = 100, 2**53
@@ -152,13 +157,13 @@ def _compile_svm(svm: Attributes, scaler: Attributes) -> Compiled | None:
     if not known or svm.get("_sparse"):
         return None
     raw = svm_of(svm)
-    if raw.gamma < 0:
-        message = "gamma below 0"
+    if raw.gamma < 0 or not 0 <= raw.degree <= _MOST_DEGREE:
+        message = "gamma below 0" if raw.gamma < 0 else f"degree {str(raw.degree)[:20]}"
         raise ValueError(message)
     vectors, dual = raw.vectors[raw.dual != 0], raw.dual[raw.dual != 0]
     count, f = vectors.shape
-    if not 0 < count <= _MOST_VECTORS:
-        message = f"{count} support vectors"
+    if not 0 < count <= _MOST_VECTORS or f > _MOST_FEATURES:
+        message = f"{count} support vectors of {f} features"
         raise ValueError(message)
     units = -(-count // PADDING) * PADDING
     block = np.zeros((f + 1, units))
@@ -195,6 +200,9 @@ def _compile_elliptic(envelope: Attributes, scaler: Attributes) -> Compiled | No
 
 def _compile_forest(forest: Attributes, scaler: Attributes) -> Compiled | None:
     f = int(forest["n_features_in_"])
+    if not 0 < f <= _MOST_FEATURES:
+        message = f"{f} features"
+        raise ValueError(message)
     flat = flatten_forest(forest, f)
     head = np.array([float(forest["offset_"]), normaliser_of(forest), flat.depth])
     parts = [*_scaling(scaler, f), head, flat.roots, flat.nodes.ravel()]

@@ -13,6 +13,9 @@ MAX_UNPACKED = 256 * 2**20
 _LZMA_MEMORY = 128 * 2**20
 """What decompressing may take beside its result; the strongest preset takes half, in bytes."""
 
+_OTHERS = {b"\x04\x22\x4d\x18": "lz4", b"\x28\xb5\x2f\xfd": "zstandard"}
+"""Ways of compression that are not undone here, by their first bytes."""
+
 
 def unpack(data: bytes) -> bytes:
     """Undo joblib's compression, as far as `MAX_UNPACKED`; a plain pickle stays as it is.
@@ -47,5 +50,9 @@ def _unpacker(data: bytes) -> Any:
         return bz2.BZ2Decompressor()
     if data[:6] == b"\xfd7zXZ\0" or data[:1] == b"\x5d":
         return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
+    for magic, name in _OTHERS.items():
+        if data.startswith(magic):
+            message = f"compressed with {name}: save it with joblib's compress='zlib' instead"
+            raise ModelRefused(message)
     message = "neither a pickle of protocol 2 or later nor a joblib or skops file"
     raise ModelRefused(message)

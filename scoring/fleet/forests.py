@@ -12,6 +12,9 @@ from scoring.fleet.attributes import Attributes, Captured, attributes_of
 _DEEPEST = 256
 """Levels of a tree; scikit-learn grows them to the logarithm of the samples."""
 
+_MOST_TREES, _MOST_NODES = 10_000, 8_000_000
+"""Of a forest: one tree can stand in a file once and be named any number of times."""
+
 _PAIR = 2.0
 
 
@@ -43,8 +46,8 @@ def flatten_forest(forest: Attributes, features: int) -> Forest:
         Its trees are none, or do not hold together.
     """
     picked, trees = forest["estimators_features_"], forest["estimators_"]
-    if not trees or len(picked) != len(trees) or features < 1:
-        message = "its trees and their features do not match"
+    if type(trees) is not list or not 0 < len(trees) <= _MOST_TREES or len(picked) != len(trees):
+        message = f"its trees and their features do not match, or are over {_MOST_TREES}"
         raise ValueError(message)
     roots, tables, depths = [], [], []
     first = 0
@@ -54,6 +57,9 @@ def flatten_forest(forest: Attributes, features: int) -> Forest:
         tables.append(table)
         depths.append(depth)
         first += table.shape[1]
+        if first > _MOST_NODES:
+            message = f"more than {_MOST_NODES} nodes"
+            raise ValueError(message)
     return Forest(np.array(roots, float), np.concatenate(tables, axis=1), max(depths))
 
 

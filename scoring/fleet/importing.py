@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from scoring.errors import BadInput, ModelRefused
-from scoring.fleet.adding import Model, as_payload, prepare
-from scoring.fleet.attributes import Captured
-from scoring.fleet.compiling import Compiled, compile_detector
+from scoring.fleet.adding import Model, prepare
+from scoring.fleet.attributes import Captured, Unread
+from scoring.fleet.compiling import Compiled
 from scoring.fleet.matching import Columns
 from scoring.fleet.naming import Listed, Names, Pattern, Sensor, normalised
-from scoring.fleet.payloads import load_payload
 from scoring.fleet.pickles import MAX_FILE, read_pickle
+from scoring.fleet.skopsed import read_skops
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,14 @@ def read_model(data: bytes, columns: Columns) -> tuple[Compiled, str]:
     ModelRefused
         It is damaged, asks for something not allowed, is no detector, or does not fit the fleet.
     """
-    if data[:4] == b"PK\x03\x04":
-        return _read_skops(data, columns), "skops file"
-    detector = read_pickle(data)
+    is_skops = data[:4] == b"PK\x03\x04"
+    detector = read_skops(data) if is_skops else read_pickle(data)
     if not isinstance(detector, Captured):
-        message = f"holds a {type(detector).__name__}, not a model"
+        asked = isinstance(detector, Unread) and f"asks for {detector.asked}"
+        message = asked or f"holds a {type(detector).__name__}, not a model"
         raise ModelRefused(message)
+    if is_skops:
+        return prepare(detector, columns), "skops file"
     found = detector.state.get("_sklearn_version") if isinstance(detector.state, dict) else None
     library = _library(detector) if found is None else found
     age = f" of scikit-learn {library[:20]}" if isinstance(library, str) else ""
@@ -132,11 +134,3 @@ def _library(detector: Captured) -> Any:
         return detector.state["steps"][0][1].state["_sklearn_version"]
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
-
-
-def _read_skops(data: bytes, columns: Columns) -> Compiled:
-    """Known kinds become numbers; anything else rides along as the file that it came in."""
-    estimator = load_payload(data)
-    if compile_detector(estimator) is None:
-        return as_payload(data, columns)
-    return prepare(estimator, columns, ask=False)

@@ -12,29 +12,20 @@ from typing import Any
 import numpy as np
 
 from scoring.errors import ModelRefused
-from scoring.fleet.attributes import Captured
+from scoring.fleet.attributes import Captured, Unread
+from scoring.fleet.kinds import CLASSES
 
-_CLASSES = {
-    "Pipeline": ("sklearn.pipeline",),
-    "StandardScaler": ("sklearn.preprocessing.data", "sklearn.preprocessing._data"),
-    "OneClassSVM": ("sklearn.svm.classes", "sklearn.svm._classes"),
-    "EllipticEnvelope": (
-        "sklearn.covariance.elliptic_envelope",
-        "sklearn.covariance._elliptic_envelope",
-    ),
-    "IsolationForest": ("sklearn.ensemble.iforest", "sklearn.ensemble._iforest"),
-    "ExtraTreeRegressor": ("sklearn.tree.tree", "sklearn.tree._classes"),
-    "Tree": ("sklearn.tree._tree",),
-    "NumpyArrayWrapper": ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"),
+_RANDOM = {
     "RandomState": ("numpy.random", "numpy.random.mtrand"),
     "__RandomState_ctor": ("numpy.random",),
     "__randomstate_ctor": ("numpy.random._pickle",),
     "__bit_generator_ctor": ("numpy.random._pickle",),
     "MT19937": ("numpy.random._mt19937",),
 }
-"""Objects of which attributes are read, by class, and where their libraries have kept them."""
+"""What random numbers come from: it stands in models, and is not needed."""
 
 _FUNCTIONS = {
+    "NumpyArrayWrapper": ("joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"),
     "_reconstruct": ("numpy.core.multiarray", "numpy._core.multiarray"),
     "scalar": ("numpy.core.multiarray", "numpy._core.multiarray"),
     "_frombuffer": ("numpy.core.numeric", "numpy._core.numeric"),
@@ -47,10 +38,17 @@ _FUNCTIONS = {
 
 _ALLOWED = {
     (module, name)
-    for names in (_CLASSES, _FUNCTIONS)
+    for names in (CLASSES, _RANDOM, _FUNCTIONS)
     for name, modules in names.items()
     for module in modules
 }
+
+_UNREAD = re.compile(
+    r"(sklearn|numpy|scipy|joblib|collections)(\.\w+)*:_?[A-Z]\w*"
+    r"|sklearn\.metrics(\.\w+)*:\w+|sklearn\.neighbors\.\w+:newObj"
+    r"|numpy\.ma(\.\w+)*:_mareconstruct|builtins:slice"
+)
+"""Other classes, and functions that stand in models: they are refused where they are needed."""
 
 _PLAIN_DTYPE = re.compile(r"[biuf?][1248]?|V\d{1,4}|O8?")
 
@@ -91,10 +89,8 @@ def look_up(module: object, name: object) -> Name:
     if not (isinstance(module, str) and isinstance(name, str)):
         message = "asks for something that has no name"
         raise ModelRefused(message)
-    if (module, name) not in _ALLOWED:
+    if (module, name) not in _ALLOWED and not _UNREAD.fullmatch(f"{module}:{name}"):
         message = f"asks for {module[:100]}.{name[:100]}"
-        if module.startswith("sklearn."):
-            message += ": save this model with skops instead"
         raise ModelRefused(message)
     return Name(module, name)
 
@@ -104,11 +100,21 @@ def make(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Name) or type(arguments) is not tuple:
         message = "calls something that is not a name"
         raise ModelRefused(message)
+    name = function.name
+    if (function.module, name) not in _ALLOWED or name in _RANDOM:
+        return Unread(function.module, name)
+    if name in CLASSES:
+        return Captured(name, arguments)
+    return _make_numbers(function, arguments)
+
+
+def _make_numbers(function: Name, arguments: tuple[Any, ...]) -> Any:
+    """Give what a function that makes numbers or bytes makes of its arguments."""
     match function.name, arguments:
         case ("_reconstruct" | "NumpyArrayWrapper" | "dtype") as of, _:
             return Shell(of, arguments)
-        case "scalar", (dtype, bytes(content)):
-            return np.frombuffer(content, as_dtype(dtype), count=1)[0].item()
+        case "scalar", (dtype, bytes() | str() as content):
+            return np.frombuffer(_octets(content), as_dtype(dtype), count=1)[0].item()
         case "_frombuffer", (content, dtype, shape, order):
             return make_array(content, dtype, shape, order)
         case "encode", (str(text), "latin1" | "latin-1"):
@@ -116,8 +122,6 @@ def make(function: Any, arguments: Any) -> Any:
         case "bytes", ():
             # How protocol 2 writes no bytes at all.
             return b""
-        case name, _ if name in _CLASSES:
-            return Captured(name, arguments)
     message = f"calls {function.module}.{function.name} in a way that is not known"
     raise ModelRefused(message)
 
@@ -151,6 +155,11 @@ def make_dtype(code: Any, state: Any) -> np.dtype[Any]:
     )
 
 
+def _octets(content: Any) -> Any:
+    """Return bytes that Python 2 has written as a text."""
+    return content.encode("latin-1") if isinstance(content, str) else content
+
+
 def size_of(shape: Any) -> int:
     """Count the elements of an array of a shape."""
     if type(shape) is not tuple or len(shape) > _MAX_DIMENSIONS:
@@ -167,6 +176,7 @@ def make_array(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     kind, size = as_dtype(dtype), size_of(shape)
     if kind.hasobject:
         return content if type(content) is list else None
+    content = _octets(content)
     if not isinstance(content, bytes) or len(content) != size * kind.itemsize:
         message = "truncated: an array has fewer or more bytes than its shape says"
         raise ModelRefused(message)

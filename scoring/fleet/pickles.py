@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoring.errors import ModelRefused
-from scoring.fleet.attributes import Captured
+from scoring.fleet.attributes import Captured, Unread
 from scoring.fleet.compressed import MAX_UNPACKED, unpack
 from scoring.fleet.pickled import Shell, as_dtype, look_up, make, make_array, make_dtype, size_of
 
@@ -149,6 +149,8 @@ class _Machine:
     def extend(self, values: list[Any]) -> None:
         """Append to the list on top."""
         target = self._stack[-1]
+        if isinstance(target, Unread):
+            return
         if type(target) is not list:
             message = "appends to something that is no list"
             raise ModelRefused(message)
@@ -165,6 +167,8 @@ class _Machine:
     def set_items(self, pairs: list[Any]) -> None:
         """Set keys and values, in turn, of the dict on top."""
         target = self._stack[-1]
+        if isinstance(target, Unread):
+            return
         if type(target) is not dict:
             message = "sets items of something that is no dict"
             raise ModelRefused(message)
@@ -224,7 +228,7 @@ class _Machine:
             self._stack[-1] = value = self._finish(target, state)
             for place in target.memo:
                 self._memo[place] = value
-        else:
+        elif not isinstance(target, Unread):
             message = "sets the state of something that has none"
             raise ModelRefused(message)
 
