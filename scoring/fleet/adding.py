@@ -47,7 +47,11 @@ class Model:
     trained_at: datetime | None = None
 
 
-def prepare(detector: Any, columns: Columns) -> Compiled:
+class NotNumbers(Exception):
+    """A detector that can only be kept as an estimator, where none may be built."""
+
+
+def prepare(detector: Any, columns: Columns, *, may_build: bool = True) -> Compiled:
     """Compile a detector and make sure that the result decides as the detector does.
 
     One whose numbers do not agree with it rides along as a payload; so does one of a kind that has
@@ -60,11 +64,15 @@ def prepare(detector: Any, columns: Columns) -> Compiled:
         A fitted estimator, a captured one, or a compiled one (checked when it was compiled).
     columns
         How its columns are found among the fleet's features.
+    may_build
+        Whether an estimator may be built of what was read from a file.
 
     Raises
     ------
     ModelRefused
         It takes other features, is not fitted, is no detector, or cannot be saved.
+    NotNumbers
+        An estimator would have to be built, and may not.
     """
     if isinstance(detector, Compiled):
         _check_width(detector.shape, columns)
@@ -78,6 +86,8 @@ def prepare(detector: Any, columns: Columns) -> Compiled:
             if agrees(form, detector, ask=not isinstance(detector, Captured)):
                 return form
     if isinstance(detector, Captured):
+        if not may_build:
+            raise NotNumbers
         detector = build_detector(detector)
     return as_payload(save_payload(detector), columns)
 

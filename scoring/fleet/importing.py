@@ -1,18 +1,17 @@
 """Models imported from a folder of files, each checked, none run."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scoring.errors import BadInput, ModelRefused
-from scoring.fleet.adding import Model, prepare
-from scoring.fleet.attributes import Captured, Unread
+from scoring.fleet.adding import Model
+from scoring.fleet.asking import read_models
 from scoring.fleet.compiling import Compiled
 from scoring.fleet.matching import Columns
 from scoring.fleet.naming import Listed, Names, Pattern, Sensor, normalised
-from scoring.fleet.pickles import MAX_FILE, read_pickle
-from scoring.fleet.skopsed import read_skops
+from scoring.fleet.pickles import MAX_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +54,57 @@ def import_models(
     if not folder.is_dir():
         message = f"{folder} is not a folder"
         raise BadInput(message)
-    seen: dict[Sensor, str] = {}
     files = list(_files(folder, is_deep=names.is_deep))
-    for name in files:
-        try:
-            model = _import(folder / name, name, names, columns)
-            key = normalised((model.device, model.sensor))
-            _refuse(key in seen, f"the same device and sensor as {seen.get(key)}")
-            seen[key] = name
-            yield Imported(name, model)
-        except ModelRefused as error:
-            yield Refused(name, str(error))
+    yield from _imported(folder, files, names, columns)
     if isinstance(names, Listed):
         yield from (Refused(name, "is listed, and not there") for name in names.missing(files))
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file that is being read as a model."""
+
+    file: str
+    sensor: Sensor
+
+
+def _imported(
+    folder: Path, files: list[str], names: Names, columns: Columns
+) -> Iterator[Imported | Refused]:
+    """Open the files, and have them read while the next ones are opened; in their order."""
+    begun: deque[_Opened | Refused] = deque()
+    seen: dict[Sensor, str] = {}
+
+    def contents() -> Iterator[bytes]:
+        for name in files:
+            try:
+                sensor = names.sensor_of(name)
+                data = _content(folder / name)
+            except ModelRefused as error:
+                begun.append(Refused(name, str(error)))
+            else:
+                begun.append(_Opened(name, sensor))
+                yield data
+
+    for found in read_models(contents(), columns):
+        while isinstance(one := begun.popleft(), Refused):
+            yield one
+        yield _result(one, found, seen)
+    yield from (one for one in begun if isinstance(one, Refused))
+
+
+def _result(
+    opened: _Opened, found: tuple[Compiled, str] | ModelRefused, seen: dict[Sensor, str]
+) -> Imported | Refused:
+    name = opened.file
+    if isinstance(found, ModelRefused):
+        return Refused(name, str(found))
+    key = normalised(opened.sensor)
+    if key in seen:
+        return Refused(name, f"the same device and sensor as {seen[key]}")
+    seen[key] = name
+    compiled, source = found
+    return Imported(name, Model(*opened.sensor, compiled, f"{source} {name}"))
 
 
 def _files(folder: Path, *, is_deep: bool) -> Iterator[str]:
@@ -85,52 +122,12 @@ def _refuse(condition: bool, reason: str) -> None:
         raise ModelRefused(reason)
 
 
-def _import(path: Path, name: str, names: Names, columns: Columns) -> Model:
+def _content(path: Path) -> bytes:
     _refuse(path.is_symlink(), "a symbolic link")
     _refuse(not path.is_file(), "not a file")
-    device, sensor = names.sensor_of(name)
     try:
         _refuse(path.stat().st_size > MAX_FILE, f"larger than {MAX_FILE} bytes")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
         raise ModelRefused(message) from error
-    try:
-        compiled, source = read_model(data, columns)
-    except ModelRefused:
-        raise
-    except Exception as error:
-        # No file may stop the others, whatever it is that it was made to hit.
-        message = f"cannot be used: {type(error).__name__}: {str(error)[:200]}"
-        raise ModelRefused(message) from error
-    return Model(device, sensor, compiled, f"{source} {name}")
-
-
-def read_model(data: bytes, columns: Columns) -> tuple[Compiled, str]:
-    """Read one model file's content; give it compiled, and what the file was, in words.
-
-    Raises
-    ------
-    ModelRefused
-        It is damaged, asks for something not allowed, is no detector, or does not fit the fleet.
-    """
-    is_skops = data[:4] == b"PK\x03\x04"
-    detector = read_skops(data) if is_skops else read_pickle(data)
-    if not isinstance(detector, Captured):
-        asked = isinstance(detector, Unread) and f"asks for {detector.asked}"
-        message = asked or f"holds a {type(detector).__name__}, not a model"
-        raise ModelRefused(message)
-    if is_skops:
-        return prepare(detector, columns), "skops file"
-    found = detector.state.get("_sklearn_version") if isinstance(detector.state, dict) else None
-    library = _library(detector) if found is None else found
-    age = f" of scikit-learn {library[:20]}" if isinstance(library, str) else ""
-    return prepare(detector, columns), f"pickle{age}"
-
-
-def _library(detector: Captured) -> Any:
-    """scikit-learn's version as the first step of a pipeline has it."""
-    try:
-        return detector.state["steps"][0][1].state["_sklearn_version"]
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return None

@@ -7,7 +7,6 @@ not checked. It is checked again whenever it is opened.
 import io
 import re
 import warnings
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,6 @@ def _settled(data: bytes) -> bytes:
     return sink.getvalue()
 
 
-@lru_cache(maxsize=512)
 def load_payload(data: bytes) -> Any:
     """Build the estimator that a skops file describes.
 
@@ -90,11 +88,6 @@ def load_payload(data: bytes) -> Any:
         As `read_skops` and `build_detector`.
     """
     return build_detector(read_skops(data))
-
-
-def decide_payload(data: bytes, x: Array) -> tuple[Array, Flags]:
-    """Decisions and labels of a skops file's estimator; see `decide_estimator`."""
-    return decide_estimator(load_payload(data), x)
 
 
 def decide_estimator(estimator: Any, x: Array) -> tuple[Array, Flags]:

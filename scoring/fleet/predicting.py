@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from scoring.detectors import Array, Flags, Kind, anomaly_scores, decide, is_anomaly
+from scoring.fleet.asking import decide_payload
 from scoring.fleet.columns import choose, pack
 from scoring.fleet.file import Fleet, Group
 from scoring.fleet.gathering import Indices, Work, blocks, gather, stretch
-from scoring.fleet.payloads import decide_payload
 from scoring.predictions import PREDICTION_SCHEMA, Status
 
 _SCORED, _WITHOUT_MODEL, _WITHOUT_FEATURES = range(3)

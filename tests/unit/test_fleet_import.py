@@ -57,10 +57,10 @@ from sklearn.svm import OneClassSVM
 from scoring.errors import BadInput, ModelRefused
 from scoring.fleet import Fleet, Imported, Model, Refused, import_models, score_part, write_fleet
 from scoring.fleet.adding import prepare
-from scoring.fleet.importing import read_model
+from scoring.fleet.asking import decide_payload
 from scoring.fleet.matching import Columns
+from scoring.fleet.modelfile import read_model
 from scoring.fleet.naming import Listed, Names, Pattern
-from scoring.fleet.payloads import decide_payload
 from scoring.fleet.pickles import read_pickle
 from scoring.fleet.predicting import decide_model
 from scoring.predictions import FEATURES, INPUT_SCHEMA

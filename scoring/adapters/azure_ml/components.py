@@ -27,8 +27,8 @@ _ROOT = Path(scoring.__file__).parent
 _JOB = _ROOT / "job"
 _IMAGE = _JOB / "environment"
 CORE = (
-    *("__init__", "detectors", "errors", "instants", "kernels", "libsvm", "predictions"),
-    *("processes", "runs"),
+    *("__init__", "children", "confine", "detectors", "errors", "frames", "instants", "kernels"),
+    *("libsvm", "predictions", "processes", "runs", "windows"),
 )
 """Modules of the core that the entry script loads."""
 _PACKAGE = "fleet"
