@@ -137,7 +137,7 @@ def play_runs(store: Any) -> None:
     store.fail_parts(run, {1: "cause"})
     store.parts(run), store.part(run, 0), store.active_runs(), store.open_jobs()
     store.save_suspects([Suspect("d", "s", "f1", 1, 1, 1, 1, "cause")])
-    store.suspects(), store.forget_trials(run), store.clear_suspects(run)
+    store.suspects(), store.unanswered(run), store.forget_trials(run), store.clear_suspects(run)
     store.transition(run, RunState.SCORED, NOW)
     store.finish(run, 1, NOW), store.finish(run, 1, NOW)
     store.close_job(run)
