@@ -8,6 +8,7 @@ either: it is numbers and short texts, held against what they have to be.
 import atexit
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 
@@ -53,16 +54,30 @@ def read_models(
             waiting.append(data)
             yield _request(data, columns)
 
-    reader = Child(_CHILD, "files")
-    try:
+    with _reader() as reader:
         for first in reader.ask_all(requests()):
             data, answer = waiting.popleft(), first
             if answer.code == NEEDS_ESTIMATORS:
                 with _estimators.lock:
                     answer = _estimators.child.ask(_request(data, columns))
             yield _compiled(answer)
+
+
+@contextmanager
+def _reader() -> Iterator[Child]:
+    """Give the child that reads files: the one that is there, or another while that is in use."""
+    is_free = _files_lock.acquire(blocking=False)
+    reader = _files if is_free else Child(_CHILD, "files")
+    is_done = False
+    try:
+        yield reader
+        is_done = True
     finally:
-        reader.close()
+        if not (is_free and is_done):
+            # Nobody would take the answers that are still to come.
+            reader.close()
+        if is_free:
+            _files_lock.release()
 
 
 def _compiled(answer: Answer) -> tuple[Compiled, str] | ModelRefused:
@@ -127,7 +142,9 @@ class _Estimators:
 
 
 _estimators = _Estimators()
+_files, _files_lock = Child(_CHILD, "files"), Lock()
 atexit.register(_estimators.child.close)
+atexit.register(_files.close)
 
 
 def decide_payload(payload: bytes, x: Array) -> tuple[Array, Flags]:
