@@ -15,7 +15,7 @@ from typing import Any
 from scoring.errors import Misconfigured
 from scoring.frames import EXHAUSTED, OK, frame, length, opened
 
-_WALL = 300.0
+WALL = 300.0
 """Seconds after which a child that gives no answer is killed, however busy the machine is."""
 
 _START = 120.0
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT", "PYTHONDONTWRITEBYTECODE")
 """Variables that a child gets: none that holds a secret."""
 
-_ONE_THREAD = dict.fromkeys(
+ONE_THREAD = dict.fromkeys(
     ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 
@@ -129,7 +129,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=kept | _ONE_THREAD | {"PYTHONPATH": path},
+            env=kept | ONE_THREAD | {"PYTHONPATH": path},
         )
         self.generation += 1
         for pipe in (self._process.stdin, self._process.stdout):
@@ -137,12 +137,14 @@ class Child:
             os.set_blocking(pipe.fileno(), False)
         started = self._receive(_START)
         if started.code != OK:
+            self.close()
             message = f"a child process does not start ({self._command[2]}): {started.reason()}"
             raise Misconfigured([message])
 
-    def _receive(self, seconds: float = _WALL) -> Answer:
+    def _receive(self, seconds: float | None = None) -> Answer:
         """Wait for the next answer, and meanwhile send what there is to be sent."""
         assert self._process is not None  # noqa: S101 - it was sent something
+        seconds = WALL if seconds is None else seconds
         deadline = monotonic() + seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
@@ -157,7 +159,7 @@ class Child:
                 left = deadline - monotonic()
                 ready = selector.select(max(0.0, left))
                 if not ready and left <= 0:
-                    return self._died(f"took longer than {seconds:g} s")
+                    return self._died(f"takes longer than {seconds:g} s")
                 if not all(self._exchange(key.fileobj) for key, _ in ready):
                     return self._died("")
             return answer

@@ -31,6 +31,9 @@ Flags = npt.NDArray[np.bool_]
 PADDING = 8
 """Support vectors are padded to multiples of this many, so that models can share a shape."""
 
+DEEPEST = 256
+"""Levels of a tree; scikit-learn grows them to the logarithm of the samples."""
+
 _FOREST_ROWS = 1024
 """Rows sent through a forest at a time: their places in the trees stay in a core's cache."""
 
@@ -172,6 +175,9 @@ def _decide_forests(shape: Shape, numbers: Array, z: Array) -> Array:
 def _mean_path(shape: Shape, numbers: Array, z: npt.NDArray[np.float32]) -> Array:
     """Return normalised path lengths, comparing float32 to float64 thresholds as scikit-learn."""
     normaliser, depth = numbers[1:3]
+    if not 0 <= depth <= DEEPEST:
+        message = f"a tree of {depth:g} levels"
+        raise ValueError(message)
     roots = numbers[3 : 3 + shape.trees].astype(np.intp)
     feature, threshold, left = numbers[3 + shape.trees :].reshape(3, shape.units)
     leaf = feature < 0

@@ -69,7 +69,7 @@ class _Estimators:
         return frame(OK, {}, decisions.tobytes(), labels.tobytes())
 
 
-def _load(kind: str) -> None:
+def load(kind: str) -> None:
     """Load all that will be needed: afterwards no file can be opened."""
     for name in ("numpy.random", "encodings.cp437", "encodings.latin_1", "encodings.idna"):
         import_module(name)
@@ -155,7 +155,7 @@ def _answer(header: dict[str, Any], data: bytes, estimators: _Estimators, kind: 
 def main(kind: str) -> None:
     """Load, shut in, and answer until the input ends."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    _load(kind)
+    load(kind)
     estimators = _Estimators()
     how = confine(MEMORY[kind])
     answers.write(frame(OK, {"confined": how}))

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from scoring.detectors import Array, Kind, Shape
 from scoring.errors import InvalidFleet
+from scoring.fleet.arrowfile import is_compressed
 from scoring.fleet.columns import choose, composed, indices, numbers, positions, texts, whole
 from scoring.fleet.compiling import Compiled
 from scoring.fleet.manifest import (
@@ -55,6 +56,13 @@ FLEET_SCHEMA = pa.schema(
 ``features`` are the model's own with commas between them, in the order in which it takes them;
 empty: those of the fleet. ``hyper_parameters`` is a JSON object.
 """
+
+
+_BROKEN = (
+    *(OSError, pa.ArrowException, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, BufferError, MemoryError, RecursionError),
+)
+"""What reading a file may end in that was changed together with its digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +163,8 @@ class Fleet:
         except InvalidFleet as error:
             message = f"{folder}: {error}"
             raise InvalidFleet(message) from error
-        except (OSError, pa.ArrowException, ValueError) as error:
-            message = f"{path} cannot be read: {error}"
+        except _BROKEN as error:
+            message = f"{path} cannot be read: {type(error).__name__}: {str(error)[:200]}"
             raise InvalidFleet(message) from error
 
     def __len__(self) -> int:
@@ -174,7 +182,20 @@ class Fleet:
         return None if row < 0 else self.describe(row)
 
     def describe(self, row: int) -> ModelInfo:
-        """Describe the model in a row of the file."""
+        """Describe the model in a row of the file.
+
+        Raises
+        ------
+        InvalidFleet
+            What stands there is no description.
+        """
+        try:
+            return self._described(row)
+        except _BROKEN as error:
+            message = f"{MODELS} has no description in row {row}: {type(error).__name__}"
+            raise InvalidFleet(message) from error
+
+    def _described(self, row: int) -> ModelInfo:
         names = ("device", "sensor", "kind", "kernel", "support", "source", "trained_at")
         found = {name: self._table[name][row].as_py() for name in names}
         found["kind"] = Kind(found["kind"])
@@ -240,9 +261,13 @@ def _read_models(path: Path, manifest: dict[str, Any]) -> pa.Table:
     if source.size() != manifest["size"]:
         message = f"{MODELS} has {source.size()} bytes where {MANIFEST} says {manifest['size']}"
         raise InvalidFleet(message)
-    digest = hashlib.sha256(source.read_buffer()).hexdigest()
+    content = source.read_buffer()
+    digest = hashlib.sha256(content).hexdigest()
     if digest != manifest["sha256"]:
         message = f"{MODELS} was changed: its SHA-256 is not the one in {MANIFEST}"
+        raise InvalidFleet(message)
+    if is_compressed(content):
+        message = f"{MODELS} is compressed, and no fleet is"
         raise InvalidFleet(message)
     source.seek(0)
     table = pa.ipc.open_file(source).read_all()

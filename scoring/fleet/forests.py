@@ -6,11 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scoring.detectors import Array
+from scoring.detectors import DEEPEST, Array
 from scoring.fleet.attributes import Attributes, Captured, attributes_of
-
-_DEEPEST = 256
-"""Levels of a tree; scikit-learn grows them to the logarithm of the samples."""
 
 _MOST_TREES, _MOST_NODES = 10_000, 8_000_000
 """Of a forest: one tree can stand in a file once and be named any number of times."""
@@ -118,7 +115,7 @@ def _levels(left: npt.NDArray[np.intp], right: npt.NDArray[np.intp]) -> list[npt
         inner = level[left[level] >= 0]
         level = np.stack([left[inner], right[inner]], axis=1).ravel()
         reached += len(level)
-        if reached > len(left) or len(levels) > _DEEPEST:
+        if reached > len(left) or len(levels) > DEEPEST:
             message = "a tree that does not end"
             raise ValueError(message)
     return levels

@@ -46,7 +46,7 @@ _ALLOWED = {
 _UNREAD = re.compile(
     r"(sklearn|numpy|scipy|joblib|collections)(\.\w+)*:_?[A-Z]\w*"
     r"|sklearn\.metrics(\.\w+)*:\w+|sklearn\.neighbors\.\w+:newObj"
-    r"|numpy\.ma(\.\w+)*:_mareconstruct|builtins:slice"
+    r"|numpy\.ma(\.\w+)*:_mareconstruct|builtins:slice|numpy:(u?int|float|bool|str|object)\d*_?"
 )
 """Other classes, and functions that stand in models: they are refused where they are needed."""
 
