@@ -72,25 +72,65 @@ def write_table(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Table:
+_ROWS_A_BYTE = 100
+"""Rows that a byte of a part may stand for: runs of one value take next to nothing."""
+
+_FEW_ROWS = 1_000_000
+"""So many rows may be read of any part."""
+
+_BYTES_A_ROW = 4_096
+"""Unpacked bytes that a row may take: names of 128 characters, and a reason of some hundred."""
+
+
+def _open(data: bytes | pa.Buffer, name: str, rows: int | None) -> pq.ParquetFile:
+    """Open a part whose own words about its size are bearable; nothing of it is unpacked yet."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    said = file.metadata
+    if rows is not None and said.num_rows != rows:
+        message = f"{name} has {said.num_rows} rows where {rows} are expected"
+        raise InvalidPart(message)
+    if said.num_rows > max(_FEW_ROWS, _ROWS_A_BYTE * len(data)):
+        message = f"{name} says that its {len(data)} bytes hold {said.num_rows} rows"
+        raise InvalidPart(message)
+    # Not by column: pyarrow ends the process over a column whose statistics are damaged.
+    groups = range(said.num_row_groups)
+    unpacked = sum(max(0, said.row_group(group).total_byte_size) for group in groups)
+    if unpacked > _BYTES_A_ROW * max(said.num_rows, 1_000):
+        message = f"{name} says that its {said.num_rows} rows unpack to {unpacked} bytes"
+        raise InvalidPart(message)
+    return file
+
+
+def read_table(
+    data: bytes | pa.Buffer, schema: pa.Schema, name: str, rows: int | None = None
+) -> pa.Table:
     """Read a part and check that it has the schema's columns, types and no nulls where none may be.
 
     Parameters
     ----------
     name
         Says which part is wrong, in the error.
+    rows
+        What the part has to have, where that is known.
 
     Raises
     ------
     InvalidPart
-        Not Parquet, a missing column, another type, or a null in a column that has none.
+        Not Parquet, of another number of rows, or too many for its size, a missing column, another
+        type, or a null in a column that has none.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        file = _open(data, name, rows)
+        if set(file.schema_arrow.names) - set(schema.names):
+            # What is not asked for is not unpacked either.
+            columns = [one for one in file.schema_arrow.names if one in schema.names]
+            table = file.read(columns=columns)
+        else:
+            table = file.read()
         # Parquet's own reader takes bytes that are no UTF-8 for text.
         table.validate(full=True)
         names = table.column_names
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         # ValueError: column names that are no UTF-8 either.
         message = f"{name} is not a readable Parquet file: {error}"
         raise InvalidPart(message) from error
@@ -111,7 +151,7 @@ def read_table(data: bytes | pa.Buffer, schema: pa.Schema, name: str) -> pa.Tabl
     return table
 
 
-def read_predictions(data: bytes, name: str) -> pa.Table:
+def read_predictions(data: bytes, name: str, rows: int | None = None) -> pa.Table:
     """Read a prediction part; a scored row has a finite score and a label, any other has neither.
 
     Raises
@@ -120,7 +160,7 @@ def read_predictions(data: bytes, name: str) -> pa.Table:
         As `read_table`, or a row has an unknown status, or says ``scored`` and lacks score or
         label, or says otherwise and has one of them.
     """
-    table = read_table(data, PREDICTION_SCHEMA, name)
+    table = read_table(data, PREDICTION_SCHEMA, name, rows)
     if unknown := sorted(set(table["status"].unique().to_pylist()) - set(Status)):
         message = f"{name} has rows of unknown status: {', '.join(unknown)}"
         raise InvalidPart(message)

@@ -1,5 +1,6 @@
 """Scoring runs: their states, names and parts."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -120,7 +121,16 @@ def prediction_prefix(run: str) -> str:
 
 
 def fleet_prefix(version: str) -> str:
-    """Where the files of a fleet are."""
+    """Where the files of a fleet are.
+
+    Raises
+    ------
+    BadInput
+        The text cannot be a version: it becomes the name of a folder, here and on other machines.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", version):
+        message = f"{version[:70]!r} is not the version of a fleet: those are letters and digits"
+        raise BadInput(message)
     return f"fleets/{version}/"
 
 

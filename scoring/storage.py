@@ -9,13 +9,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scoring.errors import StorageUnusable
+from scoring.errors import BadInput, StorageUnusable
 
 DRAFT = ".writing-"
 """How the names of drafts begin: of files and folders that are not whole yet."""
 
 ABANDONED = 24 * 60 * 60
 """Seconds after which a draft was left behind by a process that was killed."""
+
+
+MAX_BLOB_NAME = 1024
+"""Characters of a blob's name, as in Azure."""
+
+
+def is_blob_name(name: str) -> bool:
+    """Return whether a text may name a blob: a relative path that leads nowhere but below.
+
+    A container can hold blobs of other names, put there by others. As a file's path, or in a URL,
+    such a name would lead out of the folder or the container that it is looked for in.
+    """
+    parts = name.split("/")
+    return len(name) <= MAX_BLOB_NAME and _is_clean(name) and {"", ".", ".."}.isdisjoint(parts)
+
+
+def check_blob_name(name: str) -> None:
+    """Raise `BadInput` unless a text may name a blob."""
+    if not is_blob_name(name):
+        message = f"{name[:200]!r} is not a blob's name"
+        raise BadInput(message)
+
+
+def check_blob_prefix(prefix: str) -> None:
+    """Raise `BadInput` unless names of blobs may begin with a text."""
+    folders = prefix.split("/")[:-1]
+    if not (_is_clean(prefix) and {"", ".", ".."}.isdisjoint(folders)):
+        message = f"{prefix[:200]!r} is not the beginning of a blob's name"
+        raise BadInput(message)
+
+
+def _is_clean(name: str) -> bool:
+    # A backslash is a separator to Azure's own tools, and on Windows.
+    return "\\" not in name and not any(character < " " for character in name)
 
 
 @contextmanager

@@ -20,7 +20,15 @@ from azure.storage.blob import ContainerClient, ExponentialRetry
 
 from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 from scoring.ports import BlobInfo
-from scoring.storage import DRAFT, draft_of, remove_abandoned, storage_errors
+from scoring.storage import (
+    DRAFT,
+    check_blob_name,
+    check_blob_prefix,
+    draft_of,
+    is_blob_name,
+    remove_abandoned,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
@@ -115,6 +123,7 @@ class AzureBlobs:
 
     def read(self, name: str) -> tuple[bytes, BlobInfo]:
         """Give a blob's whole content; raise `NotFound` where there is none."""
+        check_blob_name(name)
         with _translated(name):
             stream = self._container.download_blob(name, max_concurrency=_CHUNKS)
             data, info = stream.readall(), _info(stream.properties)
@@ -135,11 +144,13 @@ class AzureBlobs:
 
     def write(self, name: str, data: bytes | Path) -> BlobInfo:
         """Put a blob in place at once and durably, over what stood there."""
+        check_blob_name(name)
         with _translated(name):
             return self._upload(name, data, overwrite=True)
 
     def create(self, name: str, data: bytes | Path) -> BlobInfo:
         """Put a blob where none stands; raise `Conflict` where another one does."""
+        check_blob_name(name)
         with _translated(name):
             try:
                 return self._upload(name, data, overwrite=False)
@@ -148,6 +159,7 @@ class AzureBlobs:
 
     def replace(self, name: str, data: bytes | Path, etag: str) -> BlobInfo:
         """Put a blob over the one with this tag; raise `Conflict` where another one stands."""
+        check_blob_name(name)
         condition = {"etag": f'"{etag}"', "match_condition": MatchConditions.IfNotModified}
         with _translated(name):
             try:
@@ -157,9 +169,11 @@ class AzureBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Give the blobs whose names begin with `prefix`, in the order of their names."""
+        check_blob_prefix(prefix)
         with _translated(prefix):
             for blob in self._container.list_blobs(name_starts_with=prefix):
-                yield _info(blob)
+                if is_blob_name(blob.name):
+                    yield _info(blob)
 
     def delete(self, prefix: str) -> None:
         """Remove the blobs whose names begin with `prefix`; none is no error."""

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scoring.errors import BadInput, Conflict, NotFound
+from scoring.errors import Conflict, NotFound
 from scoring.ports import BlobInfo
 from scoring.storage import (
     DRAFT,
+    check_blob_name,
+    check_blob_prefix,
     draft_of,
+    is_blob_name,
     remove_abandoned,
     storage_errors,
     sync_file,
@@ -62,11 +65,11 @@ class FolderBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Give the blobs whose names begin with `prefix`, in the order of their names."""
-        _check(prefix, prefix.split("/")[:-1])
+        check_blob_prefix(prefix)
         folder = self._root / prefix.rpartition("/")[0]
         for name in sorted(path.relative_to(self._root).as_posix() for path in _files(folder)):
             with suppress(FileNotFoundError):
-                if name.startswith(prefix):
+                if name.startswith(prefix) and is_blob_name(name):
                     yield _info(name, (self._root / name).stat())
 
     def delete(self, prefix: str) -> None:
@@ -87,7 +90,7 @@ class FolderBlobs:
                 _place(source, target)
 
     def _path(self, name: str) -> Path:
-        _check(name, name.split("/"))
+        check_blob_name(name)
         return self._root / name
 
     def _put(self, name: str, data: bytes | Path, may: _Condition) -> BlobInfo:
@@ -134,13 +137,6 @@ def _fill(draft: Path, data: bytes | Path) -> None:
     else:
         draft.write_bytes(data)
     sync_file(draft)
-
-
-def _check(name: str, parts: list[str]) -> None:
-    """Refuse what would lead out of the root, or name one file in two ways."""
-    if "\0" in name or not {"", ".", ".."}.isdisjoint(parts):
-        message = f"{name!r} is not a blob's name"
-        raise BadInput(message)
 
 
 def _info(name: str, status: os.stat_result) -> BlobInfo:

@@ -1,6 +1,5 @@
 """Fleets on their shelf: published under their version, one of them current."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -208,8 +207,10 @@ class FleetShelf:
             There is none of this version, or it was damaged.
         """
         version = version or self.current()
+        prefix = fleet_prefix(version)
+        # A folder beside the others only once the version is known to be the name of one.
         folder = self.cache / version
-        self.blobs.fetch(fleet_prefix(version), folder)
+        self.blobs.fetch(prefix, folder)
         if not folder.exists():
             message = f"there is no fleet {version}"
             raise NotFound(message)
@@ -257,10 +258,12 @@ def _check_same(fleet: Fleet, features: tuple[str, ...]) -> None:
 
 def _checked(version: str) -> str:
     """Return a version that a person may have written."""
-    if re.fullmatch(r"[\w.-]{1,64}", version):
-        return version
-    message = (
-        f"the blob {CURRENT} names no fleet but {version[:40]!r}: write the name of a folder of"
-        " fleets/ into it, or publish a new fleet (`fleet train`, `fleet import --fresh`)"
-    )
-    raise InvalidFleet(message)
+    try:
+        fleet_prefix(version)
+    except BadInput as error:
+        message = (
+            f"the blob {CURRENT} names no fleet but {version[:40]!r}: write the name of a folder"
+            " of fleets/ into it, or publish a new fleet (`fleet train`, `fleet import --fresh`)"
+        )
+        raise InvalidFleet(message) from error
+    return version

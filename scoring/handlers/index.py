@@ -36,10 +36,7 @@ class IndexPredictions:
             return False
         exported = self.store.part(run, part)
         data, blob = self.blobs.read(name)
-        predictions = read_predictions(data, name)
-        if predictions.num_rows != exported.rows:
-            message = f"{name} has {predictions.num_rows} predictions for {exported.rows} windows"
-            raise InvalidPart(message)
+        predictions = read_predictions(data, name, exported.rows)
         if not exported.is_aside and self._is_of_other_windows(run, part, predictions):
             message = f"{name} has predictions for other windows than its input part"
             raise InvalidPart(message)

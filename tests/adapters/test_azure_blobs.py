@@ -14,7 +14,7 @@ from azure.storage.blob import ContainerClient, ExponentialRetry
 
 from scoring.adapters import azure_blobs
 from scoring.adapters.azure_blobs import AzureBlobs
-from scoring.errors import Conflict, Misconfigured, NotFound, Transient
+from scoring.errors import BadInput, Conflict, Misconfigured, NotFound, Transient
 from scoring.ports import Blobs
 from tests.servers import free_port
 
@@ -77,6 +77,29 @@ def test_blobs_become_files_named_after_the_prefix(blobs: Blobs, tmp_path: Path)
         "a": b"r/a",
         "deep/b": b"r/deep/b",
     }
+
+
+@pytest.mark.parametrize("name", ["r/../../evil", "r//etc/evil", "r/..", "r/a\\..\\evil", "r/."])
+def test_a_blob_whose_name_leads_elsewhere_is_neither_read_nor_fetched(
+    blobs: AzureBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (blobs.write("r/a", b"1"), blobs.write("evil", b"2"))
+    listed = list(blobs._container.list_blobs())
+    next(one for one in listed if one.name == "evil").name = name
+    monkeypatch.setattr(blobs._container, "list_blobs", lambda **_: iter(listed))
+
+    blobs.fetch("r/", tmp_path / "deep" / "here")
+
+    assert names(blobs) == ["r/a"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
+    for act in (
+        blobs.read,
+        lambda name: blobs.write(name, b""),
+        lambda name: blobs.create(name, b""),
+        lambda name: blobs.replace(name, b"", "0x1"),
+    ):
+        with pytest.raises(BadInput, match="is not a blob's name"):
+            act(name)
 
 
 def test_a_container_that_is_there_is_used(account: str) -> None:

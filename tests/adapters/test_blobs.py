@@ -67,7 +67,7 @@ class TestReadingAndWriting:
         assert names(blobs) == ["a"]
 
     def test_a_name_may_hold_what_a_file_name_may(self, blobs: Blobs) -> None:
-        strange = ["ü €/🦆", "a b", "..a", "a..", "-", "*", "a\\..\\b", "a\nb", "C:"]
+        strange = ["ü €/🦆", "a b", "..a", "a..", "-", "*", "C:"]
         for name in strange:
             blobs.write(name, name.encode())
 
@@ -380,11 +380,15 @@ class TestFetching:
         assert list((tmp_path / "here").iterdir()) == []
 
 
-ESCAPES = ["../a", "a/../../b", "..", "a/..", "/etc/passwd", "/", "//a", "a//b", "a\0b", "./a"]
+ESCAPES = [
+    *("../a", "a/../../b", "..", "a/..", "/etc/passwd", "/", "//a", "a//b", "a\0b", "./a"),
+    # No file's name here would be wrong, but Windows and Azure's tools take it for two.
+    *("a\\..\\b", "a\nb"),
+]
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", [*ESCAPES, "", ".", "a/", "a/."])
+    @pytest.mark.parametrize("name", [*ESCAPES, "", ".", "a/", "a/.", "a" * 1025])
     def test_a_name_that_would_lead_out_or_name_a_file_in_two_ways_is_refused(
         self, blobs: Blobs, tmp_path: Path, name: str
     ) -> None:

@@ -120,6 +120,31 @@ def test_what_is_not_parquet_is_refused_by_name(damage: Callable[[bytes], bytes]
         read_predictions(data, NAME)
 
 
+def test_a_part_of_another_number_of_rows_is_refused_before_it_is_unpacked() -> None:
+    data = write_table(predictions(*[(0.5, True, "scored")] * 3))
+
+    with pytest.raises(InvalidPart, match=f"{NAME} has 3 rows where 2 are expected"):
+        read_predictions(data, NAME, 2)
+    assert read_predictions(data, NAME, 3).num_rows == 3
+
+
+def test_a_small_part_of_very_many_rows_is_refused_before_it_is_unpacked() -> None:
+    many = pa.table({"device": pa.array(["d"] * 20_000_000).dictionary_encode()})
+    data = parquet(many)
+    assert len(data) < 100_000
+
+    with pytest.raises(InvalidPart, match=r"bytes hold 20000000 rows"):
+        read_table(data, PREDICTION_SCHEMA, NAME)
+
+
+def test_a_part_of_few_rows_that_unpack_to_very_much_is_refused_unread() -> None:
+    one = predictions((0.5, True, "scored"))
+    data = parquet(one.append_column("more", pa.array(["x" * 50_000_000])))
+
+    with pytest.raises(InvalidPart, match="its 1 rows unpack to 5"):
+        read_predictions(data, NAME)
+
+
 def test_a_column_name_that_is_no_text_is_refused_by_name() -> None:
     data = write_table(predictions((1, True, "scored"))).replace(
         b"anomaly_score", b"\xffnomaly_score"
