@@ -257,6 +257,32 @@ class TestPostgreSql:
         assert type(failure(Database("postgresql://u@127.0.0.1:1/d"))) is Transient
         assert type(failure(Database(postgresql_server.url("nowhere")))) is Misconfigured
 
+    def test_a_server_without_a_free_connection_is_transient_and_the_settings_are_named(
+        self, postgresql_server: PostgreSql
+    ) -> None:
+        owner = Database(postgresql_server.url())
+        with owner.write() as connection:
+            connection.exec_driver_sql("CREATE ROLE lonely LOGIN CONNECTION LIMIT 1")
+        url = (
+            postgresql_server.url()
+            .replace("://", "://lonely@", 1)
+            .replace("lonely@postgres@", "lonely@")
+        )
+        first, second = Database(url), Database(url)
+        try:
+            with first.read() as connection:
+                connection.exec_driver_sql("SELECT 1").close()
+                refused = failure(second)
+        finally:
+            first.close()
+            with owner.write() as connection:
+                connection.exec_driver_sql("DROP ROLE lonely")
+            owner.close()
+
+        assert type(refused) is Transient
+        assert "SCORING_DATABASE_POOL_SIZE and SCORING_DATABASE_MAX_OVERFLOW" in str(refused)
+        assert "SCORING_DATABASE_POOL_SIZE" in str(raised(postgresql_server, "53300"))
+
 
 def raised(server: PostgreSql, state: str) -> ScoringError:
     """Return the error of a statement that PostgreSQL ends with a state."""

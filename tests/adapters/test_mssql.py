@@ -3,6 +3,7 @@
 ``SCORING_TEST_MSSQL`` holds an ODBC connection string; then the project's own T-SQL is applied.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from io import StringIO
@@ -272,3 +273,50 @@ def test_the_projects_t_sql_is_applied_by_a_real_server() -> None:
             connection.exec_driver_sql(insertion(table), ("[]",))
         assert connection.execute(counts.LOOK_UP["mssql"], {"keys": "[]"}).all() == []
     database.close()
+
+
+class Recorder:
+    """A connection that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, int]] = []
+
+    def exec_driver_sql(self, statement: str, parameters: tuple[str]) -> None:
+        self.given.append((statement, len(json.loads(parameters[0]))))
+
+
+@pytest.mark.parametrize("rows", [1, 4_000, 9_001])
+def test_no_statement_changes_so_many_rows_that_the_whole_table_is_locked(rows: int) -> None:
+    connection: Any = Recorder()
+    suspects = [(f"d{n}", "s", "f1", 1, 1, 1, 1, "", *[None] * 4) for n in range(rows)]
+    segments = [["x"] * len(schema.segments.c) for _ in range(rows)]
+
+    bulk.mssql.upsert(connection, bulk.SUSPECT, suspects)
+    bulk.mssql.update(connection, bulk.SUSPECT, suspects)
+    bulk.mssql.insert(connection, schema.segments, segments)
+
+    assert max(count for _, count in connection.given) <= bulk.mssql.MOST_CHANGED < 5_000
+    assert sum(count for _, count in connection.given) == 4 * rows
+
+
+@pytest.mark.parametrize("what", UPSERTS, ids=lambda what: what.table.name)
+def test_rows_are_looked_up_by_the_key_however_many_the_server_takes_them_for(
+    what: bulk.Upsert,
+) -> None:
+    change, addition = statements(what)
+
+    # The hint keeps the order, too: the rows that are given come first.
+    assert change.index("OPENJSON") < change.index(" INNER LOOP JOIN ")
+    assert addition.endswith(" OPTION (LOOP JOIN)")
+
+
+def test_a_page_begins_with_a_comparison_that_an_index_can_use() -> None:
+    table = schema.rejects.c
+    clause = bulk.after((table.epoch, table.sequence_number, table.position), (1, 2, 3))
+
+    text = str(clause.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
+
+    assert text == (
+        "rejects.epoch >= 1 AND (rejects.epoch > 1 OR rejects.sequence_number >= 2"
+        " AND (rejects.sequence_number > 2 OR rejects.position > 3))"
+    )

@@ -28,7 +28,7 @@ from typing import Final
 RECONFIGURATION_WAIT = 5.0
 """Seconds before a retry while Azure SQL reconfigures a database.
 
-LIST: "wait for 5 seconds before your first retry"; sooner risks overwhelming the service.
+LIST: "delay for 5 seconds before your first retry"; sooner risks overwhelming the service.
 """
 
 

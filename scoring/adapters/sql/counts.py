@@ -167,7 +167,7 @@ def _look_up_mssql() -> TextualSelect:
     statement = (
         f"SELECT {', '.join(f'p.{column.name}' for column in _KNOWN)}"  # noqa: S608
         f" FROM {mssql.given(_KNOWN[: len(_KEY)], ':keys')}"
-        " INNER JOIN predictions AS p"
+        f" INNER {mssql.SEEK} predictions AS p"
         f" ON {' AND '.join(f'p.{name} = given.{name}' for name in _KEY)}"
     )
     # As NVARCHAR: SQLAlchemy has a text that it knows nothing of sent as VARCHAR. And what comes

@@ -43,6 +43,16 @@ _MSSQL_CONSTRAINT = re.compile(r"\b(?:pk|ix|uq)_\w+", re.IGNORECASE)
 _MSSQL_NUMBER = re.compile(r"\((-?\d+)\) \(SQL\w+\)")
 # libpq gives no SQLSTATE for a connection that was refused, and only its text tells why.
 _LOGIN = ("password", "authentication", "does not exist", "unsupported startup parameter")
+# Of servers and poolers, in English alone, and of a connection that was refused: no data in it.
+_NO_ROOM = (
+    *("too many clients", "too many connections", "remaining connection slots"),
+    *("no more connections allowed", "client_login_timeout", "query_wait_timeout"),
+)
+_NO_ROOM_CODES = frozenset({"53300", 10928})
+_ROOM = (
+    "the server has no connection left (SCORING_DATABASE_POOL_SIZE and"
+    " SCORING_DATABASE_MAX_OVERFLOW, times all processes and instances, must be below its limit)"
+)
 
 
 @contextmanager
@@ -78,7 +88,10 @@ def _translate(
         return _other(text)
     if engine == "sqlite":
         return _of_sqlite(error, text)
-    found = meaning(_state(error), _number(whole) if engine == "mssql" else None)
+    number = _number(whole) if engine == "mssql" else None
+    found = meaning(_state(error), number)
+    if not _NO_ROOM_CODES.isdisjoint({_state(error), number}):
+        text = f"{_ROOM}: {text}"
     if found is Meaning.NO_DATABASE and has_connected():
         found = Meaning.RECONFIGURING
     if found is Meaning.TRANSIENT and _is_encryption_refused(error, text):
@@ -151,6 +164,8 @@ def _of_a_connection(error: exc.DBAPIError, text: str) -> ScoringError | None:
     if is_refused and isinstance(error, exc.OperationalError):
         if any(word in text.lower() for word in _LOGIN):
             return Misconfigured([f"the database does not let us in: {text}"])
+        if any(word in text.lower() for word in _NO_ROOM):
+            return Transient(f"{_ROOM}: {text}")
         return Transient(f"the database is not reachable: {text}")
     return None
 

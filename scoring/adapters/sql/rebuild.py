@@ -192,7 +192,8 @@ def _delete_some(connection: Connection, table: Table, limit: int) -> bool:
     """Delete the first `limit` rows in the order of a table's key; False if it is empty."""
     names = ("device", "sensor", "window_start")
     key = [table.c[name] for name in names if name in table.primary_key.columns]
-    rows = select(*key).order_by(*key).limit(limit).subquery()
+    most = bulk.most_changed(connection, limit)
+    rows = select(*key).order_by(*key).limit(most).subquery()
     last = select(*rows.c).order_by(*(column.desc() for column in rows.c)).limit(1)
     found = connection.execute(last).first()
     if found is None:

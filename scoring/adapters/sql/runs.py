@@ -438,7 +438,8 @@ def _hand_over(
     table = window_partials.c
     sensor = (table.device, table.sensor)
     ordered = select(*sensor).where(which).order_by(*sensor, table.window_start)
-    last = connection.execute(ordered.offset(limit - 1).limit(1)).first()
+    most = bulk.most_changed(connection, limit)
+    last = connection.execute(ordered.offset(most - 1).limit(1)).first()
     if last:
         which &= bulk.up_to(sensor, last)
     statement = update(window_partials).where(which).values(claimed_by=owner)

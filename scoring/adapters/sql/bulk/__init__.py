@@ -42,6 +42,7 @@ __all__ = [
     "insert",
     "mark_replayed",
     "merge_partials",
+    "most_changed",
     "up_to",
     "upsert_absences",
     "upsert_answers",
@@ -121,7 +122,14 @@ def after(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool
     first, *rest = columns
     value, *others = key
     greater: ColumnElement[bool] = first > value
-    return greater | ((first == value) & after(rest, others)) if rest else greater
+    # The first comparison alone finds its place in an index.
+    return (first >= value) & (greater | after(rest, others)) if rest else greater
+
+
+def most_changed(connection: Connection, limit: int) -> int:
+    """Return how many rows a statement may change, of a limit that is given."""
+    is_mssql = connection.dialect.name == "mssql"
+    return min(limit, mssql.MOST_CHANGED) if is_mssql else limit
 
 
 def up_to(columns: Sequence[ColumnElement[Any]], key: Row) -> ColumnElement[bool]:
