@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
-INSTALL = $(PY) tools/install.py
+INSTALL = $(PY) tools/install.py --require-hashes
 ARGS   ?=
 
 .PHONY: demo test services processors schedules exhaustive e2e check bench lock clean
@@ -45,13 +45,13 @@ bench: $(VENV)/.bench
 
 # The pinned versions of everything, for every supported Python.
 lock:
-	uv pip compile --universal --python-version 3.11 --quiet --upgrade \
+	uv pip compile --universal --python-version 3.11 --quiet --generate-hashes --upgrade \
 	    --custom-compile-command "make lock" pyproject.toml -o requirements.txt
-	uv pip compile --universal --python-version 3.11 --quiet --upgrade --group dev \
+	uv pip compile --universal --python-version 3.11 --quiet --generate-hashes --upgrade --group dev \
 	    -c requirements.txt --custom-compile-command "make lock" pyproject.toml -o requirements-dev.txt
-	uv pip compile --universal --python-version 3.11 --quiet --upgrade --group pyproject.toml:bench \
-	    -c requirements-dev.txt --custom-compile-command "make lock" -o requirements-bench.txt
-	uv pip compile --python-version 3.11 --python-platform linux --quiet --upgrade \
+	uv pip compile --universal --python-version 3.11 --quiet --generate-hashes --upgrade \
+	    --group pyproject.toml:bench -c requirements-dev.txt --custom-compile-command "make lock" -o requirements-bench.txt
+	uv pip compile --python-version 3.11 --python-platform linux --quiet --generate-hashes --upgrade \
 	    --custom-compile-command "make lock" \
 	    scoring/job/environment/requirements.in -o scoring/job/environment/requirements.txt
 

@@ -149,7 +149,8 @@ def _pinned(arguments: Sequence[str]) -> Iterator[str]:
             lines += Path(path).read_text(encoding="utf-8").splitlines()
     for line in lines:
         if re.match(r"[\w.-]+==", line):
-            requirement = Requirement(line)
+            # Hashes follow on lines of their own.
+            requirement = Requirement(line.rstrip("\\ "))
             if requirement.marker is None or requirement.marker.evaluate():
                 yield _normal(requirement.name)
 
