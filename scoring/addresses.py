@@ -5,11 +5,13 @@ these hold secrets, and those that do not are where a secret is pasted by mistak
 """
 
 import re
+from urllib.parse import unquote
 
 _PAIR = re.compile(r"[\s;]*([A-Za-z][\w .-]*?)\s*=\s*(\{(?:[^}]|\}\})*\}|[^;]*?)\s*(?:[\s;]+|\Z)")
 _LABEL = r"[A-Za-z0-9](?:[\w-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
-_AUTHORITY = r"(?:[^:/]*(?::[^@]*)?@)?(?:\[[^]/?]+\]|[^:/?\[]*)(?::\d{1,5})?"
+_AUTHORITY = r"(?:[^:/@]*(?::[^@]*)?@)?(?:\[[^]/?]+\]|[^:/?\[@]*)(?::\d{1,5})?"
+_SECRET = re.compile(r"pass|pwd|key(?!name)|signature|secret|token|sig\b", re.IGNORECASE)
 _DATABASE_URL = re.compile(rf"([\w-]+)(?:\+\w+)?://{_AUTHORITY}(?:[/?].*)?")
 _FILE_HUB = re.compile(r"file-[0-9a-f]{12}")
 _DATABASES = ("postgresql", "sqlite")
@@ -45,7 +47,10 @@ def database(text: str) -> str:
 def _database_url(text: str) -> str:
     match = _DATABASE_URL.fullmatch(text)
     if not match:
-        message = "is not a URL such as postgresql://user:password@host:5432/database"
+        message = (
+            "is not a URL such as postgresql://user:password@host:5432/database; in a password"
+            " @ is written as %40, / as %2F, ? as %3F and % as %25"
+        )
         raise ValueError(message)
     if match[1] not in _DATABASES:
         message = f"databases of kind {match[1]} are not supported"
@@ -182,6 +187,23 @@ def pairs(text: str) -> dict[str, str] | None:
             found[match[1].lower()] = match[2]
         at = match.end()
     return found
+
+
+def secrets_of(text: str) -> set[str]:
+    """Return what must not be shown of a URL or connection string: passwords, keys, signatures."""
+    if "://" not in text.partition("=")[0]:
+        found = {value for key, value in (pairs(text) or {}).items() if _SECRET.search(key)}
+        return found | {value[1:-1] for value in found if value.startswith("{")}
+    rest = text.partition("://")[2]
+    address, _, query = rest.partition("?")
+    # Behind the last @, whatever the password has.
+    user = address.rpartition("@")[0]
+    given = [user.partition(":")[2]]
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if _SECRET.search(name):
+            given.append(value)
+    return {one for value in given if value for one in (value, unquote(value))}
 
 
 def _is_host(text: str) -> bool:

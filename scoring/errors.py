@@ -23,9 +23,30 @@ Adapters translate foreign errors into these once, at their edge, with ``raise .
 Handlers let them pass. ``Transient`` is the only one worth a retry: `scoring.retrying`.
 """
 
+_HIDDEN: set[str] = set()
+_SHORTEST = 6
+"""Characters of a secret that is looked for: a shorter one is in every other word."""
+
+
+def hide(secret: str) -> None:
+    """Have a secret replaced wherever an error of this project is shown, logged or stored.
+
+    Drivers and SDKs quote what they were given, and how they do so changes from one to the next.
+    """
+    if len(secret) >= _SHORTEST:
+        _HIDDEN.add(secret)
+
 
 class ScoringError(Exception):
     """Base of all errors of this project; its text is one sentence for a person."""
+
+    def __str__(self) -> str:
+        """Return the text without what is secret."""
+        text = super().__str__()
+        # The longest first: one secret may be a part of another.
+        for secret in sorted(_HIDDEN, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
 
 
 class BadInput(ScoringError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring import addresses, instants
-from scoring.errors import Misconfigured
+from scoring.errors import Misconfigured, hide
 from scoring.readings import FieldNames, Plausible
 from scoring.schedules import check_schedule, doubt_of
 
@@ -103,8 +103,9 @@ def _field_name(text: str) -> str:
     raise ValueError(message)
 
 
-def _setting(read: Callable[[str], Any], default: str, doc: str) -> Any:
-    return field(default=read(default), metadata={"read": read, "default": default, "doc": doc})
+def _setting(read: Callable[[str], Any], default: str, doc: str, *, is_secret: bool = False) -> Any:
+    told = {"read": read, "default": default, "doc": doc, "is_secret": is_secret}
+    return field(default=read(default), repr=not is_secret, metadata=told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,7 @@ class Settings:
         addresses.database,
         "",
         "URL of PostgreSQL or ODBC connection string of SQL Server; empty is SQLite in data",
+        is_secret=True,
     )
     database_pool_size: int = _setting(
         _number(1, 1000), "2", "connections to the database that each process keeps"
@@ -138,6 +140,7 @@ class Settings:
         addresses.storage,
         "",
         "connection string or `https://` URL of a storage account; empty is a folder in data",
+        is_secret=True,
     )
     container: str = _setting(addresses.container, "scoring", "container of the storage account")
     event_hub: str = _setting(addresses.event_hub, "", "name of the event hub; empty is none")
@@ -145,6 +148,7 @@ class Settings:
         addresses.event_hub_connection,
         "",
         "connection string of the event hub's namespace; or else:",
+        is_secret=True,
     )
     event_hub_namespace: str = _setting(
         addresses.namespace,
@@ -254,6 +258,10 @@ class Settings:
             key = PREFIX + one.name.upper()
             if (text := given.pop(key, None)) is None:
                 continue
+            if one.metadata["is_secret"]:
+                # Also of one that is wrong: what is said of it may quote it.
+                for secret in addresses.secrets_of(text):
+                    hide(secret)
             try:
                 values[one.name] = one.metadata["read"](text)
             except ValueError as error:
