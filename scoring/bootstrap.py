@@ -196,10 +196,10 @@ class App:
         settings = self.settings
         checkpoints = None
         if settings.storage:
-            from scoring.adapters.azure_blobs import spelled_out  # noqa: PLC0415 - heavy
+            from scoring.adapters.azure_blobs import AzureBlobs, spelled_out  # noqa: PLC0415 - heavy
 
-            # The container is made by the blobs' adapter.
-            _ = self.blobs
+            # The SDK's checkpoints need it, and do not create it.
+            AzureBlobs.connect(settings.storage, settings.container).make_container()
             account = spelled_out(settings.storage)
             checkpoints = consumer.blob_checkpoints(account, settings.container)
         consumer.EventHubConsumer(

@@ -18,7 +18,14 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import ContainerClient, ExponentialRetry
 
-from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
+from scoring.errors import (
+    Conflict,
+    Misconfigured,
+    NotFound,
+    ScoringError,
+    StorageUnusable,
+    Transient,
+)
 from scoring.ports import BlobInfo
 from scoring.storage import (
     DRAFT,
@@ -68,13 +75,85 @@ RETRIES = 3
 """Attempts after the first one: with their pauses, 2, 4 and 8 s, a second more or less each, an
 operation without answer gives up after some 75 s."""
 
+_CREATIONS = 2
+"""Times that one write creates the container, which somebody may delete again meanwhile."""
+
 _CONDITION_FAILED = 412
+_ERROR = 400
+"""Statuses below say of an error that an answer came and was damaged on its way."""
+
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _DENIED = frozenset({401, 403})
 
+# Codes: https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes.
+_NO_CONTAINER = "ContainerNotFound"
+_CONTAINER_STANDS = "ContainerAlreadyExists"
+_IMMUTABLE = frozenset(
+    {
+        "BlobImmutableDueToLegalHold",
+        "BlobImmutableDueToPolicy",
+        "ContainerHasLegalHold",
+        "ContainerImmutabilityPolicyLocked",
+    }
+)
+_HELD = (
+    "blob {name!r} must be neither overwritten nor deleted, because of an immutability policy or a"
+    " legal hold: remove it from the container {container!r}, or name another container"
+)
+_CAUSES: dict[str, tuple[type[ScoringError], str]] = {
+    "ContainerBeingDeleted": (
+        Transient,
+        "the container {container!r} is being deleted, which may take minutes: once that has ended,"
+        " the next write creates it again",
+    ),
+    "ContainerDisabled": (
+        StorageUnusable,
+        "the container {container!r} was disabled by an administrator of the storage account: have"
+        " it enabled, or name another container",
+    ),
+    "AccountBeingCreated": (Transient, "the storage account is still being created"),
+    "AccountIsDisabled": (
+        StorageUnusable,
+        "the storage account is disabled: see to its subscription, which may have ended",
+    ),
+    # https://learn.microsoft.com/azure/storage/blobs/archive-rehydrate-overview: such a blob is
+    # offline, and comes back within 15 hours.
+    "BlobArchived": (
+        StorageUnusable,
+        "blob {name!r} is in the archive tier, where it can be neither read nor overwritten: move"
+        " it to an online tier (`az storage blob set-tier --tier Hot`, which takes hours), and"
+        " exempt the container {container!r} from the rule that archives",
+    ),
+    "BlobBeingRehydrated": (
+        Transient,
+        "blob {name!r} is on its way out of the archive tier, which takes up to 15 hours: try again"
+        " then",
+    ),
+    "LeaseIdMissing": (
+        StorageUnusable,
+        "somebody holds a lease of blob {name!r}, so that nobody else can change it: break it"
+        " (`az storage blob lease break`)",
+    ),
+    **dict.fromkeys(_IMMUTABLE, (StorageUnusable, _HELD)),
+}
+"""What error codes mean that a status does not tell apart, and the way out."""
+
+_DIRECTORY_STAYS = frozenset({"DirectoryIsNotEmpty", "OperationNotSupportedOnDirectory"})
+"""Answers to deleting a directory: the Blob API deletes empty ones only, if any.
+
+https://github.com/Azure/azure-cli/issues/20884,
+https://github.com/Azure/azure-sdk-for-net/issues/39065.
+"""
+
 
 class AzureBlobs:
-    """Implements `ports.Blobs` on one container, which is made if it is not there.
+    """Implements `ports.Blobs` on one container, which a write creates if it is not there.
+
+    Reads create nothing: in a container that is not there, there is no blob.
+
+    On accounts with a hierarchical namespace the service lists directories as empty blobs
+    (https://learn.microsoft.com/azure/storage/blobs/data-lake-storage-known-issues); tools make
+    the like on other accounts. They are not taken for blobs.
 
     The SDK retries what is transient by itself, before it gives up as `Transient`: after some 15 s
     where the account refuses, 35 s where it cannot be reached, and 75 s where it takes a request
@@ -84,15 +163,10 @@ class AzureBlobs:
 
     def __init__(self, container: ContainerClient) -> None:
         self._container = container
-        with _translated(container.container_name):
-            try:
-                container.create_container()
-            except ResourceExistsError:
-                return
 
     @classmethod
     def connect(cls, account: str, container: str) -> "AzureBlobs":
-        """Connect to a storage account.
+        """Return the blobs of a container; nothing is asked of the account yet.
 
         Parameters
         ----------
@@ -103,9 +177,7 @@ class AzureBlobs:
         Raises
         ------
         Misconfigured
-            The text is neither, or access is denied.
-        Transient
-            The account is not reachable.
+            The text is neither.
         """
         if account.startswith(("https://", "http://")):
             from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - heavy
@@ -121,15 +193,40 @@ class AzureBlobs:
             raise Misconfigured([problem]) from error
         return cls(client)
 
+    def make_container(self) -> None:
+        """Create the container unless it is there, for others than this class.
+
+        It is looked for by a list, which a signature of a container allows: no signature of one
+        allows to create it, or to read its properties.
+        """
+        with self._translated(self._container.container_name):
+            try:
+                next(self._container.list_blobs(results_per_page=1), None)
+            except ResourceNotFoundError as error:
+                if _code(error) != _NO_CONTAINER:
+                    raise
+                self._create_container()
+
     def read(self, name: str) -> tuple[bytes, BlobInfo]:
         """Give a blob's whole content; raise `NotFound` where there is none."""
         check_blob_name(name)
-        with _translated(name):
+        with self._translated(name):
             stream = self._container.download_blob(name, max_concurrency=_CHUNKS)
+            if _is_directory(stream.properties):
+                message = f"there is no blob {name!r}: it is a directory"
+                raise NotFound(message)
             data, info = stream.readall(), _info(stream.properties)
             if not data:
                 self._confirm_empty(info)
             return data, info
+
+    @contextmanager
+    def _translated(self, name: str) -> Iterator[None]:
+        """Turn what the SDK raises into this project's errors, naming the blob."""
+        try:
+            yield
+        except AzureError as error:
+            raise _translate(error, name, self._container.container_name) from error
 
     def _confirm_empty(self, info: BlobInfo) -> None:
         """Raise `Transient` if a blob that was read as empty is not.
@@ -145,23 +242,27 @@ class AzureBlobs:
     def write(self, name: str, data: bytes | Path) -> BlobInfo:
         """Put a blob in place at once and durably, over what stood there."""
         check_blob_name(name)
-        with _translated(name):
-            return self._upload(name, data, overwrite=True)
+        with self._translated(name):
+            return self._put(name, data, overwrite=True)
 
     def create(self, name: str, data: bytes | Path) -> BlobInfo:
         """Put a blob where none stands; raise `Conflict` where another one does."""
         check_blob_name(name)
-        with _translated(name):
+        with self._translated(name):
             try:
-                return self._upload(name, data, overwrite=False)
-            except ResourceExistsError as error:
+                return self._put(name, data, overwrite=False)
+            except HttpResponseError as error:
+                stands = isinstance(error, ResourceExistsError) and _code(error) not in _CAUSES
+                # One that must not be overwritten stands there, too: perhaps it is this one.
+                if not stands and _code(error) not in _IMMUTABLE:
+                    raise
                 return self._written_before(name, data, error)
 
     def replace(self, name: str, data: bytes | Path, etag: str) -> BlobInfo:
         """Put a blob over the one with this tag; raise `Conflict` where another one stands."""
         check_blob_name(name)
         condition = {"etag": f'"{etag}"', "match_condition": MatchConditions.IfNotModified}
-        with _translated(name):
+        with self._translated(name):
             try:
                 return self._upload(name, data, overwrite=True, **condition)
             except (ResourceModifiedError, ResourceNotFoundError) as error:
@@ -169,20 +270,21 @@ class AzureBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         """Give the blobs whose names begin with `prefix`, in the order of their names."""
-        check_blob_prefix(prefix)
-        with _translated(prefix):
-            for blob in self._container.list_blobs(name_starts_with=prefix):
-                if is_blob_name(blob.name):
-                    yield _info(blob)
+        return (_info(blob) for blob in self._listed(prefix) if not _is_directory(blob))
 
     def delete(self, prefix: str) -> None:
-        """Remove the blobs whose names begin with `prefix`; none is no error."""
-        for blob in [*self.list(prefix)]:
-            with _translated(blob.name):
-                try:
-                    self._container.delete_blob(blob.name)
-                except ResourceNotFoundError:
-                    continue
+        """Remove the blobs whose names begin with `prefix`; none is no error.
+
+        Their snapshots go with them: a blob that has any is not deleted otherwise.
+        """
+        listed = [*self._listed(prefix)]
+        for blob in listed:
+            if not _is_directory(blob):
+                self._delete(blob.name, delete_snapshots="include")
+        # Each after what is in it.
+        for blob in reversed(listed):
+            if _is_directory(blob):
+                self._delete_directory(blob.name)
 
     def fetch(self, prefix: str, folder: Path) -> None:
         """Place the blobs below `prefix` as files into `folder`, several at a time."""
@@ -191,15 +293,71 @@ class AzureBlobs:
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
             list(pool.map(lambda blob: self._download(blob, prefix, folder), self.list(prefix)))
 
+    def _listed(self, prefix: str) -> "Iterator[BlobProperties]":
+        """Give blobs and directories; those of names that are none of ours are left alone."""
+        check_blob_prefix(prefix)
+        with self._translated(prefix):
+            try:
+                found = self._container.list_blobs(prefix, include=["metadata"])
+                yield from (blob for blob in found if is_blob_name(blob.name))
+            except ResourceNotFoundError as error:
+                if _code(error) != _NO_CONTAINER:
+                    raise
+
+    def _delete(self, name: str, **options: Any) -> None:
+        with self._translated(name):
+            try:
+                self._container.delete_blob(name, **options)
+            except ResourceNotFoundError:
+                return
+
+    def _delete_directory(self, name: str) -> None:
+        """Delete a directory if it is empty; one that stays is not listed either."""
+        with self._translated(name):
+            try:
+                self._container.delete_blob(name)
+            except ResourceNotFoundError:
+                return
+            except HttpResponseError as error:
+                if _code(error) not in _DIRECTORY_STAYS:
+                    raise
+
     def _download(self, blob: BlobInfo, prefix: str, folder: Path) -> None:
         target = folder / blob.name.removeprefix(prefix)
-        with _translated(blob.name), storage_errors(target):
+        with self._translated(blob.name), storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with draft_of(target) as draft:
                 with draft.open("wb") as file:
                     stream = self._container.download_blob(blob.name, max_concurrency=_CHUNKS)
                     stream.readinto(file)
                 draft.replace(target)
+
+    def _put(self, name: str, data: bytes | Path, *, overwrite: bool) -> BlobInfo:
+        """Upload a blob, and create the container where there is none."""
+        for _ in range(_CREATIONS):
+            try:
+                return self._upload(name, data, overwrite=overwrite)
+            except ResourceNotFoundError as error:
+                if _code(error) != _NO_CONTAINER:
+                    raise
+            self._create_container()
+        return self._upload(name, data, overwrite=overwrite)
+
+    def _create_container(self) -> None:
+        """Create the container; no error if somebody else just did."""
+        container = self._container.container_name
+        try:
+            self._container.create_container()
+        except HttpResponseError as error:
+            if _code(error) == _CONTAINER_STANDS:
+                return
+            if error.status_code in _DENIED and _code(error) not in _CAUSES:
+                problem = (
+                    f"the storage account has no container {container!r}, and the identity or"
+                    f" signature must not create it: create it, or allow that ({_text(error)})"
+                )
+                raise Misconfigured([problem]) from error
+            raise
 
     def _upload(self, name: str, data: bytes | Path, **condition: Any) -> BlobInfo:
         blob = self._container.get_blob_client(name)
@@ -249,24 +407,38 @@ def _info(properties: "BlobProperties") -> BlobInfo:
     return BlobInfo(properties.name, properties.etag.strip('"'), properties.size)
 
 
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Turn what the SDK raises into this project's errors, naming the blob."""
-    try:
-        yield
-    except AzureError as error:
-        raise _translate(error, name) from error
+def _is_directory(blob: "BlobProperties") -> bool:
+    """Whether what the service lists as an empty blob is a directory, or stands for one."""
+    metadata = blob.metadata or {}
+    return any(
+        name.lower() == "hdi_isfolder" and value.lower() == "true"
+        for name, value in metadata.items()
+    )
 
 
-def _translate(error: AzureError, name: str) -> ScoringError:
-    text = str(error.message).strip().partition("\n")[0]
+def _code(error: AzureError) -> str:
+    """Return the service's code of an error; empty if it gave none."""
+    code = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code) or "")
+
+
+def _text(error: AzureError) -> str:
+    return str(error.message).strip().partition("\n")[0]
+
+
+def _translate(error: AzureError, name: str, container: str) -> ScoringError:
+    if (code := _code(error)) in _CAUSES:
+        kind, text = _CAUSES[code]
+        return kind(text.format(name=name, container=container))
     if isinstance(error, ResourceNotFoundError):
-        return NotFound(f"there is no blob {name!r}")
+        where = f": there is no container {container!r}" if code == _NO_CONTAINER else ""
+        return NotFound(f"there is no blob {name!r}{where}")
+    text = _text(error)
     status = error.status_code if isinstance(error, HttpResponseError) else None
     if isinstance(error, ClientAuthenticationError) or status in _DENIED:
         return Misconfigured([f"the storage account denies access to {name!r}: {text}"])
     if status == _CONDITION_FAILED:
         return Transient(f"blob {name!r} was written while it was read")
-    if status is None or status in _BUSY:
+    if status is None or status < _ERROR or status in _BUSY:
         return Transient(f"the storage account does not answer for {name!r}: {text}")
     return ScoringError(f"the storage account refused {name!r}: {text}")

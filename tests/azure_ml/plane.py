@@ -178,6 +178,21 @@ class ControlPlane(AbstractContextManager["ControlPlane"]):
         with self._workspace.lock:
             return self._workspace.kinds[kind].put(key, {"properties": properties})[0]
 
+    def delete(self, kind: str, name: str, version: str) -> None:
+        """Delete a version of an asset, as the studio does."""
+        with self._workspace.lock:
+            self._workspace.kinds[kind].delete((name, version))
+
+    def archive(self, kind: str, name: str, version: str) -> None:
+        """Archive a version of an asset, as the studio does."""
+        with self._workspace.lock:
+            self._workspace.kinds[kind].items[name, version].properties["isArchived"] = True
+
+    def refuse_deleted(self, status: int) -> None:
+        """Refuse versions that were deleted by this status."""
+        for kind in self._workspace.kinds.values():
+            kind.deleted_status = status
+
     def fail_provisioning(self, name: str, code: str, message: str) -> None:
         """Let the making of a cluster, an endpoint or a deployment fail from now on."""
         self._workspace.operations.failures[name] = (code, message)

@@ -3,10 +3,11 @@
 import copy
 import datetime
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.azure_ml.answers import ServiceError, not_found
+from tests.azure_ml.answers import ServiceError, not_found, refuse
 
 Properties = dict[str, Any]
 
@@ -14,13 +15,20 @@ MUTABLE = frozenset({"description", "tags", "isArchived", "displayName", "proper
 """What may change of something that is immutable."""
 
 _IMMUTABLE = {
+    # azure/ai/ml/constants/_common.py, ASSET_PATH_ERROR, which the SDK compares whole.
     "codes": ("Asset paths are immutable.", "Immutable", "AssetPathImmutable"),
     "models": ("Asset paths are immutable.", "Immutable", "AssetPathImmutable"),
+    "data": ("Asset paths are immutable.", "Immutable", "AssetPathImmutable"),
+    # The text: https://github.com/Azure/azure-cli-extensions/issues/5440. The status: azure-ai-ml's
+    # `EnvironmentOperations._try_update_latest_version` takes the next version after a
+    # `ResourceExistsError`, which is a 409.
     "environments": (
-        "The environment version already exists with another definition: versions are immutable.",
+        "Environment {} with version {} is already registered and cannot be changed.",
         "Immutable",
         "EnvironmentVersionImmutable",
     ),
+    # The words are ours; that versions of components are immutable:
+    # https://learn.microsoft.com/azure/machine-learning/concept-component.
     "components": (
         "A component with this name and version already exists, and its specification differs: "
         "versions are immutable.",
@@ -28,6 +36,29 @@ _IMMUTABLE = {
         "ComponentVersionImmutable",
     ),
 }
+
+VERSIONED = ("environments", "components", "models", "codes", "data")
+"""Kinds of assets."""
+
+_DELETED = (
+    "Asset azureml://locations/westeurope/workspaces/fleet/{}/{}/versions/{} was deleted at {} "
+    "+00:00, it cannot be recreated. Please try again with a different version."
+)
+"""https://github.com/Azure/azureml-assets/pull/2919 and /3439, of assets of registries."""
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9\-_]{0,254}")
+"""What the REST specification asks of a container's name (Azure/azure-rest-api-specs,
+``ModelVersion.tsp``); the service's words: https://github.com/MicrosoftDocs/azure-docs/issues/83465.
+"""
+
+_COMPONENT = re.compile(r"[a-z][a-z0-9_]{0,254}")
+"""https://learn.microsoft.com/azure/machine-learning/reference-yaml-component-pipeline: "Must start
+with lowercase letter. Allowed characters are lowercase letters, numbers, and underscore(_). Maximum
+length is 255 characters."
+"""
+
+_DATA_VERSION = 30
+"""Characters; https://github.com/Azure/azureml-assets/issues/295."""
 
 
 @dataclass(slots=True)
@@ -102,12 +133,22 @@ Key = str | tuple[str, str]
 
 
 class Collection:
-    """All resources of one kind; the key is the name, or the name with the version."""
+    """All resources of one kind; the key is the name, or the name with the version.
+
+    Attributes
+    ----------
+    deleted
+        When a version was deleted: it is never accepted again.
+    deleted_status
+        The status by which such a version is refused, which no source tells.
+    """
 
     def __init__(self, kind: str, workspace: str) -> None:
         self.kind = kind
         self._workspace = workspace
         self.items: dict[Key, Resource] = {}
+        self.deleted: dict[Key, datetime.datetime] = {}
+        self.deleted_status = 400
 
     def get(self, key: Key) -> Resource:
         """Give one; refuse where there is none."""
@@ -123,11 +164,8 @@ class Collection:
         old = self.items.get(key)
         if old is None:
             name, version = key if isinstance(key, tuple) else (key, None)
-            # learn.microsoft.com/azure/machine-learning/reference-yaml-model: version is an int;
-            # it is a string on the pages of environments and components.
-            if self.kind == "models" and not (version or "").isdigit():
-                message = f"Model version {version!r} is not an integer."
-                raise ServiceError(400, "UserError", message)
+            if version is not None and self.kind in VERSIONED:
+                self._check(name, version)
             if self.kind == "deployments":
                 name, version = key[1], None
             now = datetime.datetime.now(datetime.UTC)
@@ -136,7 +174,7 @@ class Collection:
             return self.items[key], True
         if self.kind in _IMMUTABLE and differs(old.properties, body["properties"]):
             message, *inner = _IMMUTABLE[self.kind]
-            raise ServiceError(409, "UserError", message, *inner)
+            raise ServiceError(409, "UserError", message.format(*key), *inner)
         old.puts += 1
         if self.kind in _IMMUTABLE:
             changed = {k: v for k, v in body["properties"].items() if k in MUTABLE}
@@ -144,6 +182,33 @@ class Collection:
         else:
             old.body = body
         return old, False
+
+    def delete(self, key: Key) -> None:
+        """Delete one; a version that is deleted is used up."""
+        if key in self.items:
+            del self.items[key]
+            self.deleted[key] = datetime.datetime.now(datetime.UTC)
+
+    def _check(self, name: str, version: str) -> None:
+        """Refuse a name or a version that the service does not take."""
+        form = _COMPONENT if self.kind == "components" else _NAME
+        if not form.fullmatch(name):
+            refuse(
+                "Resource name is invalid. Resource name can only contain alphanumeric characters, "
+                "dashes, and underscores, with a limit of 255 characters.",
+                "RequestInvalid",
+            )
+        # A positive integer: https://github.com/Azure/azureml-examples/issues/2725 and
+        # https://learn.microsoft.com/azure/machine-learning/reference-yaml-model. Those of all
+        # others are strings, of which the REST specification says only that case counts.
+        if self.kind == "models" and not re.fullmatch("[1-9][0-9]*", version):
+            refuse(f"Model version {version!r} is not a positive integer.")
+        if self.kind == "data" and len(version) > _DATA_VERSION:
+            refuse(f"Argument 'version' exceeded maximum length of {_DATA_VERSION} for DatasetId")
+        at = self.deleted.get((name, version))
+        if at is not None:
+            message = _DELETED.format(self.kind, name, version, f"{at:%m/%d/%Y %H:%M:%S}")
+            raise ServiceError(self.deleted_status, "UserError", message)
 
     def _path(self, key: Key) -> str:
         if isinstance(key, str):

@@ -52,6 +52,7 @@ _REQUESTS: Final[dict[str, type | None]] = {
     f"PUT /environments/{_NAME}/versions/[^/]+": models.EnvironmentVersion,
     f"PUT /models/{_NAME}/versions/[^/]+": models.ModelVersion,
     f"PUT /codes/{_NAME}/versions/[^/]+": models.CodeVersion,
+    f"PUT /data/{_NAME}/versions/[^/]+": models.DataVersionBase,
     f"POST /codes/{_NAME}/versions/[^/]+/startPendingUpload": models.PendingUploadRequestDto,
     f"PUT /datastores/{_NAME}": models.Datastore,
     f"POST /datastores/{_NAME}/listSecrets": models.SecretExpiry,
@@ -60,7 +61,7 @@ _REQUESTS: Final[dict[str, type | None]] = {
     f"PATCH /computes/{_CLUSTER}": models.ClusterUpdateParameters,
     f"PUT /batchEndpoints/{_NAME}": models.BatchEndpoint,
     f"PUT /batchEndpoints/{_NAME}/deployments/{_NAME}": models.BatchDeployment,
-    r"(GET|HEAD|DELETE) (/(jobs|components|environments|models|codes|datastores|computes"
+    r"(GET|HEAD|DELETE) (/(jobs|components|environments|models|codes|data|datastores|computes"
     r"|batchEndpoints)(/[^/]+){0,3})?": None,
 }
 # An asset, as a body names it once the SDK has put it into the workspace.

@@ -313,6 +313,177 @@ def _assert_whole(plane: ControlPlane, blobs: FolderBlobs) -> None:
     assert writes(plane, before) == []
 
 
+KINDS = {ENVIRONMENT: "environments", COMPONENT: "components", PIPELINE: "components"}
+
+
+def delete(plane: ControlPlane, *names: str) -> None:
+    """Delete all versions of some assets."""
+    for name in names:
+        for version in versions(plane)[name]:
+            plane.delete(KINDS[name], name, version)
+
+
+class TestDeleted:
+    """What was deleted from a workspace, or archived there, and is published again."""
+
+    @pytest.mark.parametrize("status", [400, 404, 409])
+    @pytest.mark.parametrize("name", KINDS)
+    def test_a_deleted_version_is_published_as_the_next_revision(
+        self, plane: ControlPlane, blobs: FolderBlobs, name: str, status: int
+    ) -> None:
+        made(plane, blobs)
+        (first,) = versions(plane)[name]
+        delete(plane, name)
+        plane.refuse_deleted(status)
+
+        again = made(plane, blobs)
+
+        assert f"{first}r2" in versions(plane)[name]
+        assert "publication" in again
+        AzureMLEngine(workspace_of(plane), blobs).submit(order_of("r1"))
+        used = plane.jobs["r1"].properties["componentId"]
+        assert used == plane.components[PIPELINE, versions(plane)[PIPELINE][-1]].id
+        before = len(plane.requests)
+        assert made(plane, blobs) == []
+        assert writes(plane, before) == []
+
+    def test_each_revision_that_was_deleted_is_passed_over(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        (first,) = versions(plane)[PIPELINE]
+        for _ in range(2):
+            delete(plane, PIPELINE)
+            made(plane, blobs)
+
+        assert versions(plane)[PIPELINE] == [f"{first}r3"]
+        # The first one did not go away, and so the others have no reason to change.
+        assert [len(found) for found in versions(plane).values()] == [1, 1, 1]
+
+    def test_what_names_a_new_revision_is_new_itself(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        before = versions(plane)
+        delete(plane, ENVIRONMENT)
+
+        made(plane, blobs)
+
+        after = versions(plane)
+        assert after[ENVIRONMENT] == [f"{before[ENVIRONMENT][0]}r2"]
+        component = plane.components[COMPONENT, after[COMPONENT][-1]].properties["componentSpec"]
+        assert component["task"]["environment"].endswith(f"/versions/{after[ENVIRONMENT][0]}")
+        assert [len(after[name]) for name in (COMPONENT, PIPELINE)] == [2, 2]
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_an_archived_version_is_used_as_it_is(
+        self, plane: ControlPlane, blobs: FolderBlobs, name: str
+    ) -> None:
+        made(plane, blobs)
+        plane.archive(KINDS[name], name, versions(plane)[name][0])
+
+        assert made(plane, blobs) == []
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_an_archived_revision_is_found_too(
+        self, plane: ControlPlane, blobs: FolderBlobs, name: str
+    ) -> None:
+        made(plane, blobs)
+        delete(plane, name)
+        made(plane, blobs)
+        plane.archive(KINDS[name], name, versions(plane)[name][0])
+        before = len(plane.requests)
+
+        assert made(plane, blobs) == []
+
+        assert writes(plane, before) == []
+
+    def test_two_who_publish_deleted_content_at_once_make_one_revision(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        delete(plane, *KINDS)
+
+        # To put back what the two take from each other.
+        with redirect_stderr(sys.stderr), ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: made(plane, blobs), range(2)))
+
+        assert {len(found) for found in versions(plane).values()} == {1}
+        assert made(plane, blobs) == []
+
+    def test_a_revision_that_somebody_else_made_meanwhile_is_no_error(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        (first,) = versions(plane)[ENVIRONMENT]
+        kept = plane.environments[ENVIRONMENT, first].properties
+        delete(plane, ENVIRONMENT)
+        workspace = plane.service.workspace
+        strict = workspace.check
+        assert strict
+
+        def overtake(method: str, path: str, version: str, body: object) -> list[str]:
+            if method == "PUT" and path.endswith(f"{first}r2"):
+                # The build context of each upload has a path of its own, so that the service
+                # takes it for another environment.
+                plane.put("environments", (ENVIRONMENT, f"{first}r2"), kept)
+            return strict(method, path, version, body)
+
+        workspace.check = overtake
+        made(plane, blobs)
+
+        assert plane.environments[ENVIRONMENT, f"{first}r2"].properties["build"] == kept["build"]
+        assert made(plane, blobs) == []
+
+    def test_the_endpoint_gets_a_deployment_of_the_revision_and_loses_the_other(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        for _ in range(3):
+            made(plane, blobs)
+            delete(plane, PIPELINE)
+        made(plane, blobs)
+
+        (version,) = versions(plane)[PIPELINE]
+        assert version.endswith("r4")
+        assert list(plane.deployments) == [("fleet-scoring", f"v{version}")]
+
+    def test_a_component_that_the_service_does_not_find_because_it_was_deleted_is_made_anew(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        (first,) = versions(plane)[COMPONENT]
+        delete(plane, COMPONENT)
+        message = f"Not found component {COMPONENT}."
+        body = {"error": {"code": "UserError", "message": message}}
+        plane.fault(method="PUT", path=f"/{COMPONENT}/versions/{first}$", status=404, body=body)
+
+        made(plane, blobs)
+
+        assert versions(plane)[COMPONENT] == [f"{first}r2"]
+
+    def test_who_deletes_too_often_is_told_how_to_publish_all_the_same(
+        self, plane: ControlPlane, blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(components, "_REVISIONS", 1)
+        made(plane, blobs)
+        delete(plane, PIPELINE)
+
+        with pytest.raises(Conflict, match=f"component {PIPELINE} were deleted.*another option"):
+            made(plane, blobs)
+        made(plane, blobs, replace(PLAN, rules=JobRules(timeout=601)))
+
+    def test_a_dry_run_looks_for_revisions_and_writes_nothing(
+        self, plane: ControlPlane, blobs: FolderBlobs
+    ) -> None:
+        made(plane, blobs)
+        delete(plane, PIPELINE)
+        made(plane, blobs)
+        before = len(plane.requests)
+
+        assert made(plane, blobs, dry_run=True) == []
+        assert writes(plane, before) == []
+
+
 class TestVersions:
     @pytest.fixture
     def copied(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

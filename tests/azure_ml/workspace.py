@@ -12,7 +12,7 @@ from tests.azure_ml.clusters import ClusterState
 from tests.azure_ml.identity import API_HOST, AZURE_ML, TENANT, Tokens
 from tests.azure_ml.jobs import Job, Jobs
 from tests.azure_ml.operations import Operations
-from tests.azure_ml.resources import Collection, Resource
+from tests.azure_ml.resources import VERSIONED, Collection, Resource
 from tests.azure_ml.storage import Storage
 
 SUBSCRIPTION = "3d6f5c1e-8a52-4b0e-9a55-0d3c1f0e7b21"
@@ -25,13 +25,10 @@ PRINCIPAL = "00000000-0000-4000-8000-0000000000cc"
 
 _SCOPE = WORKSPACE.partition("Microsoft.MachineLearningServices")[0]
 _NAME = r"([^/]+)"
-_VERSIONED = "(environments|components|models|codes)"
+_VERSIONED = f"({'|'.join(VERSIONED)})"
 _KINDS = (
     "datastores",
-    "environments",
-    "components",
-    "models",
-    "codes",
+    *VERSIONED,
     "computes",
     "batchEndpoints",
     "deployments",
@@ -104,6 +101,7 @@ class Workspace:
             ("GET", f"/{_VERSIONED}/{_NAME}/versions", self._list_versions),
             ("GET", f"/{_VERSIONED}/{_NAME}/versions/{_NAME}", self._get_version),
             ("PUT", f"/{_VERSIONED}/{_NAME}/versions/{_NAME}", self._put_version),
+            ("DELETE", f"/{_VERSIONED}/{_NAME}/versions/{_NAME}", self._delete_version),
             ("POST", f"/(codes)/{_NAME}/versions/{_NAME}/startPendingUpload", self._upload),
             ("GET", "/jobs", self._list_jobs),
             ("GET", f"/jobs/{_NAME}", self._get_job),
@@ -269,7 +267,11 @@ class Workspace:
                 every = self.kinds[kind].items.values()
                 found = [item for item in every if _hash(item) == call.query["hash"]]
             else:
-                found = self.kinds[kind].versions(name)
+                found = [
+                    item
+                    for item in self.kinds[kind].versions(name)
+                    if _is_shown(item, call.query.get("listViewType", "ActiveOnly"))
+                ]
             if "$top" in call.query:
                 found = found[: int(call.query["$top"])]
             return Answer(body={"value": [item.rest() for item in found]})
@@ -282,6 +284,12 @@ class Workspace:
         with self.lock:
             stored, new = self.kinds[kind].put((name, version), call.body)
             return Answer(201 if new else 200, stored.rest())
+
+    def _delete_version(self, _: Call, kind: str, name: str, version: str) -> Answer:
+        with self.lock:
+            there = (name, version) in self.kinds[kind].items
+            self.kinds[kind].delete((name, version))
+            return Answer(200 if there else 204)
 
     def _upload(self, _: Call, kind: str, name: str, version: str) -> Answer:
         uri = self.storage.new_container()
@@ -325,6 +333,12 @@ class Workspace:
         if job.cancels == 1:
             self.canceled(job)
         return answer
+
+
+def _is_shown(resource: Resource, view: str) -> bool:
+    """Whether a list shows a version: archived ones are hidden unless they are asked for."""
+    is_archived = bool(resource.properties.get("isArchived"))
+    return view == "All" or is_archived == (view == "ArchivedOnly")
 
 
 def _hash(resource: Resource) -> str | None:

@@ -1,23 +1,29 @@
-"""The environment and the two components, under versions that are digests of what they say.
+"""The environment and the two components, under versions that begin with digests of their content.
 
 An unchanged content keeps its version, so publishing it again changes nothing; and what a run was
-submitted to never changes under it.
+submitted to never changes under it. A version that was deleted can never be created again: the
+same content is then published as the next revision of its digest, ``<digest>r2``.
 """
 
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 import scoring
-from scoring.adapters.azure_ml.steps import Step, exists
-from scoring.adapters.azure_ml.workspace import Workspace
+from scoring.adapters.azure_ml.steps import find
+from scoring.adapters.azure_ml.workspace import VersionDeleted, Workspace
+from scoring.errors import Conflict, NotFound
+
+if TYPE_CHECKING:
+    from azure.ai.ml import MLClient
 
 ENVIRONMENT = "score-fleet"
 COMPONENT = "score_fleet"
@@ -34,6 +40,9 @@ CORE = (
 _PACKAGE = "fleet"
 _DIGITS = 16
 """Hexadecimal digits of a digest that make a version."""
+
+_REVISIONS = 20
+"""Revisions of one content that are tried; each but the last was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,44 +68,139 @@ class JobRules:
     image: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Versions:
-    """The versions that a content has."""
+@dataclass(slots=True)
+class Asset:
+    """A versioned asset of the workspace; its versions are revisions of one content.
 
-    environment: str
-    component: str
-    pipeline: str
+    Implements `steps.Step`.
+
+    Attributes
+    ----------
+    kind
+        As errors name it, such as ``component``.
+    digest
+        Of the content; the first version.
+    get, list
+        Read a version of the asset, and all of them, archived ones too.
+    create
+        Creates a version of the asset.
+    version
+        The version that has the content, once it was looked for or made; until then, the one that
+        would be made first.
+    """
+
+    workspace: Workspace
+    kind: str
+    name: str
+    digest: str
+    get: "Callable[[MLClient, str, str], Any]"
+    list: "Callable[[MLClient, str], Iterable[Any]]"
+    create: Callable[[str, str], object]
+    version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with the first revision."""
+        self.version = self.digest
+
+    @property
+    def what(self) -> str:
+        """The asset with its version."""
+        return f"{self.kind} {self.name}:{self.version}"
+
+    def is_there(self) -> bool:
+        """Return whether a revision exists, and take it for the version.
+
+        An archived revision counts: it is hidden from lists, and can still be used
+        (https://learn.microsoft.com/cli/azure/ml/component#az-ml-component-archive).
+        """
+        if find(self.workspace, self.what, lambda ml: self.get(ml, self.name, self.version)):
+            return True
+        revisions = {
+            number: version for version in self._versions() if (number := self._of(version))
+        }
+        if not revisions:
+            return False
+        self.version = revisions[max(revisions)]
+        return True
+
+    def make(self) -> None:
+        """Create the first revision that was not deleted.
+
+        Raises
+        ------
+        Conflict
+            All that are tried were deleted.
+        """
+        for number in range(1, _REVISIONS + 1):
+            version = self.digest if number == 1 else f"{self.digest}r{number}"
+            what = f"{self.kind} {self.name}:{version}"
+            try:
+                self.create(what, version)
+            except VersionDeleted:
+                continue
+            except NotFound as error:
+                # So the service said it of a component that had been deleted:
+                # https://github.com/MicrosoftDocs/azure-docs/issues/88726.
+                if not re.search(rf"not found component {self.name}\b", str(error), re.IGNORECASE):
+                    raise
+                continue
+            self.version = version
+            return
+        message = (
+            f"the versions {self.digest} to r{_REVISIONS} of {self.kind} {self.name} were deleted,"
+            " and Azure ML lets no deleted version be created again: publish with another option,"
+            " such as another `--timeout`, which gives the content another digest"
+        )
+        raise Conflict(message)
+
+    def note(self) -> str:
+        """Return nothing: nobody has to do anything."""
+        return ""
+
+    def _versions(self) -> Iterator[str]:
+        what = f"versions of {self.kind} {self.name}"
+        try:
+            found = self.workspace.ask(what, lambda ml: [*self.list(ml, self.name)])
+        except NotFound:
+            return
+        for asset in found:
+            if getattr(asset, "provisioning_state", "") != "Failed":
+                yield str(asset.version)
+
+    def _of(self, version: str) -> int:
+        """Return the number of a revision; 0 for a version of other content."""
+        match = re.fullmatch(rf"{self.digest}(?:r(\d+))?", version)
+        return int(match[1] or 1) if match else 0
 
 
-def stage(
-    folder: Path, workspace: Workspace, rules: JobRules, *, by_identity: bool = False
-) -> Versions:
-    """Write into an empty folder what is to be uploaded: code, component and pipeline.
+def publish_components(
+    workspace: Workspace, folder: Path, rules: JobRules, *, by_identity: bool = False
+) -> Generator[Asset, None, str]:
+    """Give the assets in the order in which to make them; return the pipeline's version.
+
+    Each is staged when it is asked for, because it names the version of the one before.
 
     Parameters
     ----------
+    folder
+        An empty folder for code, component and pipeline.
     by_identity
         The step reaches the blobs as its cluster's identity.
     """
     (folder / "code").mkdir()
     _stage_code(folder / "code")
-    environment = _version(_IMAGE, rules.image)
-    used = workspace.arm_id("environments", ENVIRONMENT, environment)
+    environment = _environment(workspace, rules.image)
+    yield environment
+    used = workspace.arm_id("environments", ENVIRONMENT, environment.version)
     _write(folder / "component.yml", _component(rules, f"azureml:{used}"))
-    component = _version(folder)
-    used = workspace.arm_id("components", COMPONENT, component)
-    pipeline = _pipeline(rules, f"azureml:{used}", by_identity=by_identity)
-    _write(folder / "pipeline.yml", pipeline)
-    return Versions(environment, component, _version(folder))
-
-
-def component_steps(
-    workspace: Workspace, folder: Path, versions: Versions, image: str
-) -> Iterator[Step]:
-    """Publish what was staged."""
-    yield _environment_step(workspace, versions.environment, image)
-    yield _component_step(workspace, COMPONENT, versions.component, folder / "component.yml")
-    yield _component_step(workspace, PIPELINE, versions.pipeline, folder / "pipeline.yml")
+    component = _component_asset(workspace, COMPONENT, _digest(folder), folder / "component.yml")
+    yield component
+    used = workspace.arm_id("components", COMPONENT, component.version)
+    content = _pipeline(rules, f"azureml:{used}", by_identity=by_identity)
+    _write(folder / "pipeline.yml", content)
+    pipeline = _component_asset(workspace, PIPELINE, _digest(folder), folder / "pipeline.yml")
+    yield pipeline
+    return pipeline.version
 
 
 def _stage_code(folder: Path) -> None:
@@ -134,10 +238,8 @@ def _pipeline(rules: JobRules, component: str, *, by_identity: bool) -> dict[str
     return content
 
 
-def _environment_step(workspace: Workspace, version: str, image: str) -> Step:
-    what = f"environment {ENVIRONMENT}:{version}"
-
-    def make() -> None:
+def _environment(workspace: Workspace, image: str) -> Asset:
+    def create(what: str, version: str) -> None:
         from azure.ai.ml.entities import BuildContext, Environment  # noqa: PLC0415 - heavy
 
         with TemporaryDirectory() as folder:
@@ -149,8 +251,15 @@ def _environment_step(workspace: Workspace, version: str, image: str) -> Step:
             )
             workspace.ask(what, lambda ml: ml.environments.create_or_update(environment))
 
-    there = exists(workspace, what, lambda ml: ml.environments.get(ENVIRONMENT, version))
-    return Step(what, there, make)
+    return Asset(
+        workspace,
+        "environment",
+        ENVIRONMENT,
+        _digest(_IMAGE, image),
+        get=lambda ml, name, version: ml.environments.get(name, version),
+        list=lambda ml, name: ml.environments.list(name, list_view_type=_all()),
+        create=create,
+    )
 
 
 def _stage_image(folder: Path) -> str:
@@ -165,20 +274,32 @@ def _stage_image(folder: Path) -> str:
     return str(copy)
 
 
-def _component_step(workspace: Workspace, name: str, version: str, file: Path) -> Step:
-    what = f"component {name}:{version}"
-
-    def make() -> None:
+def _component_asset(workspace: Workspace, name: str, digest: str, file: Path) -> Asset:
+    def create(what: str, version: str) -> None:
         from azure.ai.ml import load_component  # noqa: PLC0415 - heavy
 
         component = load_component(file)
         workspace.ask(what, lambda ml: ml.components.create_or_update(component, version=version))
 
-    return Step(what, exists(workspace, what, lambda ml: ml.components.get(name, version)), make)
+    return Asset(
+        workspace,
+        "component",
+        name,
+        digest,
+        get=lambda ml, name, version: ml.components.get(name, version),
+        list=lambda ml, name: ml.components.list(name, list_view_type=_all()),
+        create=create,
+    )
 
 
-def _version(folder: Path, *more: str) -> str:
-    """Make a version of what a folder's files say, whatever their times and where they are."""
+def _all() -> Any:
+    from azure.ai.ml.constants import ListViewType  # noqa: PLC0415 - heavy
+
+    return ListViewType.ALL
+
+
+def _digest(folder: Path, *more: str) -> str:
+    """Return a digest of what a folder's files say, whatever their times and where they are."""
     digest = sha256()
     parts = [text.encode() for text in more]
     for path in sorted(folder.rglob("*")):

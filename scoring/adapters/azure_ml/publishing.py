@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scoring.adapters.azure_ml.components import PIPELINE, JobRules, component_steps, stage
+from scoring.adapters.azure_ml.components import PIPELINE, JobRules, publish_components
 from scoring.adapters.azure_ml.publication import Publication
 from scoring.adapters.azure_ml.resources import (
     Cluster,
@@ -21,7 +21,7 @@ from scoring.adapters.azure_ml.resources import (
     datastore_step,
     endpoint_steps,
 )
-from scoring.adapters.azure_ml.steps import Step
+from scoring.adapters.azure_ml.steps import Step, Task
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.errors import Misconfigured, ScoringError, Transient
 from scoring.ports import Blobs
@@ -94,23 +94,22 @@ def _make(step: Step) -> None:
 
 def _steps(workspace: Workspace, blobs: Blobs, plan: Plan, folder: Path) -> Iterator[Step]:
     by_identity = not plan.storage.key
-    versions = stage(folder, workspace, plan.rules, by_identity=by_identity)
+    yield datastore_step(workspace, plan.storage)
+    yield cluster_step(workspace, plan.cluster, by_identity=by_identity)
+    version = yield from publish_components(workspace, folder, plan.rules, by_identity=by_identity)
     publication = Publication(
-        pipeline=workspace.arm_id("components", PIPELINE, versions.pipeline),
+        pipeline=workspace.arm_id("components", PIPELINE, version),
         cluster=workspace.arm_id("computes", plan.cluster.name),
         by_identity=by_identity,
     )
-    yield datastore_step(workspace, plan.storage)
-    yield cluster_step(workspace, plan.cluster, by_identity=by_identity)
-    yield from component_steps(workspace, folder, versions, plan.rules.image)
     if plan.endpoint:
         yield from endpoint_steps(
-            workspace, plan.endpoint, publication.pipeline, versions.pipeline, plan.cluster.name
+            workspace, plan.endpoint, publication.pipeline, version, plan.cluster.name
         )
     # After all that it names: from here on runs are submitted to what is there as a whole.
     yield _publication_step(blobs, publication)
     if plan.endpoint:
-        yield from clearing_steps(workspace, plan.endpoint, versions.pipeline)
+        yield from clearing_steps(workspace, plan.endpoint, version)
 
 
 def _publication_step(blobs: Blobs, publication: Publication) -> Step:
@@ -120,4 +119,4 @@ def _publication_step(blobs: Blobs, publication: Publication) -> Step:
         except Misconfigured:
             return False
 
-    return Step("publication", is_there, lambda: publication.write(blobs))
+    return Task("publication", is_there, lambda: publication.write(blobs))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from scoring.adapters.azure_ml.publication import DATASTORE
-from scoring.adapters.azure_ml.steps import Step, exists, find
+from scoring.adapters.azure_ml.steps import Step, Task, exists, find
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.errors import Conflict, Misconfigured, ScoringError, Transient
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 _SYSTEM = "system_assigned"
-_DEPLOYMENT = re.compile("v[0-9a-f]{16}")
+_DEPLOYMENT = re.compile(r"v[0-9a-f]{16}(r\d+)?")
 """Names of the deployments that are made here."""
 
 
@@ -111,7 +111,7 @@ def datastore_step(workspace: Workspace, storage: StorageAccount) -> Step:
         )
         workspace.ask(what, lambda ml: ml.datastores.create_or_update(store))
 
-    return Step(what, is_there, make)
+    return Task(what, is_there, make)
 
 
 def cluster_step(workspace: Workspace, cluster: Cluster, *, by_identity: bool = False) -> Step:
@@ -162,7 +162,7 @@ def cluster_step(workspace: Workspace, cluster: Cluster, *, by_identity: bool = 
         return f"{what}: principal id {principal}" if principal else ""
 
     nodes = f"{cluster.min_nodes} to {cluster.max_nodes} nodes of {cluster.size}"
-    return Step(f"{what}, {nodes}, given back after {cluster.idle} s", is_there, make, note)
+    return Task(f"{what}, {nodes}, given back after {cluster.idle} s", is_there, make, note)
 
 
 def _has_identity(compute: "AmlCompute") -> bool:
@@ -227,18 +227,18 @@ def endpoint_steps(
     def make_default() -> None:
         put_endpoint(default=deployment)
 
-    yield Step(
+    yield Task(
         endpoint_what,
         exists(workspace, endpoint_what, lambda ml: ml.batch_endpoints.get(name)),
         put_endpoint,
     )
-    yield Step(
+    yield Task(
         deployment_what,
         exists(workspace, deployment_what, lambda ml: ml.batch_deployments.get(deployment, name)),
         make_deployment,
     )
     # What callers get who name no deployment.
-    yield Step(default_what, is_default, make_default)
+    yield Task(default_what, is_default, make_default)
 
 
 def clearing_steps(workspace: Workspace, name: str, version: str) -> Iterator[Step]:
@@ -266,4 +266,4 @@ def _removal(workspace: Workspace, endpoint: str, deployment: str) -> Step:
         )
 
     there = exists(workspace, what, lambda ml: ml.batch_deployments.get(deployment, endpoint))
-    return Step(f"removal of {what}", lambda: not there(), remove)
+    return Task(f"removal of {what}", lambda: not there(), remove)

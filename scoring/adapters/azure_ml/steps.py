@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scoring.adapters.azure_ml.workspace import Workspace
 from scoring.errors import NotFound
@@ -11,21 +11,26 @@ if TYPE_CHECKING:
     from azure.ai.ml import MLClient
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing to publish.
+class Step(Protocol):
+    """One thing to publish."""
 
-    Attributes
-    ----------
-    what
-        Names it, with its version where it has one.
-    is_there
-        Whether it is in place already, just like this.
-    make
-        Puts it in place.
-    note
-        Tells, once it is in place, what people need to know of it; empty if that is nothing.
-    """
+    @property
+    def what(self) -> str:
+        """Name it, with its version where it has one."""
+
+    def is_there(self) -> bool:
+        """Return whether it is in place already, just like this."""
+
+    def make(self) -> object:
+        """Put it in place."""
+
+    def note(self) -> str:
+        """Return what people need to know of it once it is in place; empty if that is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Implements `Step` by functions."""
 
     what: str
     is_there: Callable[[], bool]

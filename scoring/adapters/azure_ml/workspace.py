@@ -15,7 +15,7 @@ from azure.core.exceptions import (
     ServiceResponseError,
 )
 
-from scoring.errors import Misconfigured, NotFound, ScoringError, Transient
+from scoring.errors import Conflict, Misconfigured, NotFound, ScoringError, Transient
 
 if TYPE_CHECKING:
     from azure.ai.ml import MLClient
@@ -36,6 +36,14 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 SETTING = "SCORING_AZURE_ML_WORKSPACE"
 """Names the workspace."""
+
+_DELETED = re.compile(r"was deleted at .*cannot be recreated", re.IGNORECASE)
+"""What the service says of a version that it will never take again.
+
+As quoted in https://github.com/Azure/azureml-assets/pull/2919 and /3439: "Asset azureml://... was
+deleted at 07/17/2023 16:50:49 +00:00, it cannot be recreated. Please try again with a different
+version." The code is ``UserError``, as that of every refusal; no source tells the status.
+"""
 
 _UNAUTHORIZED, _FORBIDDEN, _UNKNOWN = 401, 403, 404
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
@@ -105,8 +113,9 @@ class Workspace:
 
         Raises
         ------
-        NotFound, Misconfigured, Transient, ScoringError
-            It does not exist; access is denied; it may succeed later; the service refuses it.
+        NotFound, Misconfigured, Transient, VersionDeleted, ScoringError
+            It does not exist; access is denied; it may succeed later; it is a version that was
+            deleted; the service refuses it.
         """
         try:
             return self._once(what, question)
@@ -184,6 +193,10 @@ class Workspace:
             self._client = self._credential = None
 
 
+class VersionDeleted(Conflict):
+    """The version of the asset was deleted, and can never be created again."""
+
+
 class _TokenRefused(ScoringError):
     """The service refused the token, which a new one may mend."""
 
@@ -192,6 +205,12 @@ def translate(error: AzureError, what: str) -> ScoringError:
     """Turn what the SDK raises into this project's errors."""
     said = _ANSI.sub("", str(error.message))
     text = _SIGNATURE.sub("sig=...", " ".join(said.split()))[:_LENGTH]
+    if _DELETED.search(text):
+        return VersionDeleted(f"Azure ML refused {what}: {text}")
+    return _by_status(error, what, text)
+
+
+def _by_status(error: AzureError, what: str, text: str) -> ScoringError:
     status = error.status_code if isinstance(error, HttpResponseError) else None
     if isinstance(error, ResourceNotFoundError) or status == _UNKNOWN:
         return NotFound(f"Azure ML has no {what}: {text}")
