@@ -20,9 +20,9 @@ DOCUMENT = "/api/openapi.json"
 _ABOUT = """\
 Starts and shows scoring runs, and what they found. Lists are paged: `next_cursor` of one page is
 the `cursor` of the next, with the same other parameters. Times are ISO 8601 in UTC; a range is
-`[since, until)`. Every error is a problem detail (RFC 9457), `application/problem+json`. Addresses in
-answers are paths, on the host that was asked; a proxy that takes a part of the path away tells it by
-the header `X-Forwarded-Prefix`."""
+`[since, until)`. Every error is a problem detail (RFC 9457), `application/problem+json`. Addresses
+in answers are paths, on the host that was asked; a proxy that takes a part of the path away tells
+it by the header `X-Forwarded-Prefix`."""
 
 
 def create_api(
