@@ -198,8 +198,9 @@ class App:
         if settings.storage:
             from scoring.adapters.azure_blobs import AzureBlobs, spelled_out  # noqa: PLC0415 - heavy
 
-            # The SDK's checkpoints need it, and do not create it.
-            AzureBlobs.connect(settings.storage, settings.container).make_container()
+            if isinstance(self.blobs, AzureBlobs):
+                # The SDK's checkpoints need it, and do not create it.
+                self.blobs.make_container()
             account = spelled_out(settings.storage)
             checkpoints = consumer.blob_checkpoints(account, settings.container)
         consumer.EventHubConsumer(

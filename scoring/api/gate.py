@@ -7,6 +7,7 @@ from time import perf_counter
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from scoring.api.prefix import asked_path
 from scoring.api.problems import answer, problem
 from scoring.api.settling import settle
 
@@ -133,7 +134,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _refusal(scope: Scope, refused: _Refused) -> ASGIApp:
-    made, headers = problem(scope["path"], refused.status, refused.detail, refused.kind)
+    made, headers = problem(asked_path(scope), refused.status, refused.detail, refused.kind)
     # What is left of the body is not read: the connection cannot be used again.
     closing = {"Connection": "close"} if refused.status in {408, 413} else {}
     return answer(made, headers | closing)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from scoring.api.prefix import asked_path
 from scoring.errors import (
     BadInput,
     Conflict,
@@ -101,7 +102,7 @@ def problem(
 
 def response(request: Request, status: int, detail: str, kind: str = "", **more: Any) -> Response:
     """Answer with a problem."""
-    made, headers = problem(request.url.path, status, detail, kind, **more)
+    made, headers = problem(asked_path(request.scope), status, detail, kind, **more)
     return answer(made, headers)
 
 
@@ -128,7 +129,7 @@ def _of_http(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.BAD_REQUEST and error.__cause__ is not None:
         # FastAPI says so of a body that it cannot parse, and only the cause tells why.
         detail, kind = _of_a_body(error.__cause__), "not-json"
-    made, headers = problem(request.url.path, error.status_code, detail, kind)
+    made, headers = problem(asked_path(request.scope), error.status_code, detail, kind)
     headers |= dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_allowed(request))

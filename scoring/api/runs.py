@@ -5,7 +5,7 @@ import logging
 from hashlib import sha256
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from scoring.api import cursors
@@ -22,6 +22,7 @@ from scoring.api.answers import (
 )
 from scoring.api.parameters import IdempotencyKey, LogName, NoQuery, PageQuery, RunId, RunRequest
 from scoring.api.parts import Parts
+from scoring.api.prefix import prefix_of
 from scoring.api.problems import documented
 from scoring.errors import ScoringError
 from scoring.queries import RunSummary
@@ -51,6 +52,7 @@ def router(parts: Parts) -> APIRouter:
         },
     )
     def start_run(
+        asked: Request,
         query: Annotated[NoQuery, Query()],
         request: RunRequest | None = None,
         key: IdempotencyKey = None,
@@ -61,7 +63,7 @@ def router(parts: Parts) -> APIRouter:
             said |= {"run": run and run.run_id, "state": run and run.state.value}
         if run is None:
             return JSONResponse({"detail": _NOTHING})
-        location = f"/api/runs/{run.run_id}"
+        location = f"{prefix_of(asked.scope)}/api/runs/{run.run_id}"
         accepted = RunAccepted.model_validate(made_of(run, location=location))
         return JSONResponse(
             accepted.model_dump(mode="json"), status_code=202, headers={"Location": location}

@@ -94,7 +94,10 @@ def publish_without_upload(
 ) -> Publication:
     """Put there what jobs are submitted to: all but what is in it."""
     inputs = {name: {"type": kind} for name, kind in _PORTS.items()}
-    spec = {"inputs": inputs, "outputs": {"predictions": {"type": "uri_folder"}}}
+    spec = {
+        **{"name": PIPELINE, "version": version, "type": "pipeline", "jobs": {}},
+        **{"inputs": inputs, "outputs": {"predictions": {"type": "uri_folder"}}},
+    }
     plane.put("components", (PIPELINE, version), {"componentSpec": spec})
     plane.put("computes", CLUSTER, {"computeType": "AmlCompute", "properties": {}})
     store = {"datastoreType": "AzureBlob", "accountName": "devices", "containerName": "scoring"}

@@ -119,13 +119,22 @@ def system_data(created: datetime.datetime) -> dict[str, str]:
     }
 
 
-def differs(old: Properties, new: Properties) -> bool:
-    """Whether two bodies differ in what is immutable."""
-    return _fixed(old) != _fixed(new)
+_READ_ONLY = frozenset({"status", "provisioningState"})
+"""What the service says of a resource, and takes from nobody."""
+
+
+def differs(old: Properties, shown: Properties, new: Properties) -> bool:
+    """Whether a body differs in what is immutable, from what was put and from what is shown.
+
+    Who reads a resource, changes what may change and puts it back sends what the service added:
+    so the SDK archives and restores.
+    """
+    return _fixed(new) not in {_fixed(old), _fixed(shown)}
 
 
 def _fixed(properties: Properties) -> str:
-    kept = {k: v for k, v in properties.items() if k not in MUTABLE and v is not None}
+    ignored = MUTABLE | _READ_ONLY
+    kept = {k: v for k, v in properties.items() if k not in ignored and v is not None}
     return json.dumps(kept, sort_keys=True)
 
 
@@ -172,7 +181,9 @@ class Collection:
             path = self._path(key)
             self.items[key] = Resource(path, self.kind, name, version, body, now)
             return self.items[key], True
-        if self.kind in _IMMUTABLE and differs(old.properties, body["properties"]):
+        if self.kind in _IMMUTABLE and differs(
+            old.properties, old.rest()["properties"], body["properties"]
+        ):
             message, *inner = _IMMUTABLE[self.kind]
             raise ServiceError(409, "UserError", message.format(*key), *inner)
         old.puts += 1

@@ -265,14 +265,6 @@ def test_a_model_names_where_it_is(plane: ControlPlane) -> None:
     assert plane.models["fleet", "1"].puts == 1
 
 
-def test_a_models_version_is_an_integer(plane: ControlPlane) -> None:
-    path = "azureml://datastores/scoring/paths/fleets/v1/"
-    model = Model(name="fleet", version="f0123456789ab", type="custom_model", path=path)
-    with pytest.raises(Exception, match="is not an integer"):
-        connect(plane).models.create_or_update(model)
-    assert plane.models == {}
-
-
 def test_a_cluster_takes_its_time_to_come(plane: ControlPlane) -> None:
     plane.polls = 3
     client = connect(plane)

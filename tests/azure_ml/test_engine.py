@@ -252,6 +252,23 @@ class TestSubmit:
         assert type(refused.value) is ScoringError
         assert system.plane.jobs == {}
 
+    def test_a_pipeline_that_was_deleted_is_told_with_the_command_that_makes_it_again(
+        self, system: System
+    ) -> None:
+        system.plane.delete("components", PIPELINE, "1")
+
+        with pytest.raises(Misconfigured, match=f"{PIPELINE}:1 is no longer.*azure-ml publish"):
+            system.submitted()
+
+    def test_a_pipeline_that_cannot_be_looked_for_leaves_the_refusal_of_the_job(
+        self, system: System
+    ) -> None:
+        system.plane.delete("components", PIPELINE, "1")
+        system.plane.fault(method="GET", path="/components/", status=403, times=None)
+
+        with pytest.raises(ScoringError, match="does not exist"):
+            system.submitted()
+
     def test_without_a_publication_the_command_that_makes_one_is_named(
         self, plane: ControlPlane, tmp_path: Path
     ) -> None:
@@ -292,6 +309,7 @@ STATUSES = {
     "Finalizing": EngineState.RUNNING,
     "NotResponding": EngineState.RUNNING,
     "Paused": EngineState.RUNNING,
+    "Unknown": EngineState.RUNNING,
     "CancelRequested": EngineState.RUNNING,
     "Completed": EngineState.COMPLETED,
     "Failed": EngineState.FAILED,
@@ -791,6 +809,45 @@ class TestCancel:
         system.engine.cancel("r1")
 
         assert (system.plane.jobs["r1"].status, system.plane.jobs["r1"].cancels) == (status, 0)
+
+    @pytest.mark.parametrize("status", STATUSES)
+    def test_a_cancel_gets_over_every_status(self, system: System, status: str) -> None:
+        system.submitted()
+        system.plane.jobs["r1"].status = status
+
+        system.engine.cancel("r1")
+
+        job = system.plane.jobs["r1"]
+        ends = status in {"Finalizing", "Completed", "Failed", "Canceled"}
+        assert (job.status, job.cancels) == ((status, 0) if ends else ("CancelRequested", 1))
+
+    @pytest.mark.parametrize("status", STATUSES)
+    def test_a_submit_of_a_job_of_every_status_makes_no_second_one(
+        self, system: System, status: str
+    ) -> None:
+        order = system.submitted()
+        system.plane.jobs["r1"].status = status
+
+        system.engine.submit(order)
+
+        assert system.plane.created_jobs == ["r1"]
+        assert system.plane.jobs["r1"].status == status
+
+    @pytest.mark.parametrize("status", ["Running", "Completed"])
+    def test_an_archived_job_is_told_as_any_other(self, system: System, status: str) -> None:
+        system.submitted()
+        system.plane.set_status("r1", status)
+        system.plane.jobs["r1"].stored["isArchived"] = True
+
+        assert system.report().status.partition(",")[0] == status
+
+    def test_a_deleted_job_is_unknown(self, system: System) -> None:
+        system.submitted()
+        system.plane.set_status("r1", "Completed")
+
+        system.plane.service.workspace.jobs.delete("r1")
+
+        assert system.engine.poll("r1") is None
 
     def test_a_refusal_to_end_a_job_under_way_is_told(self, system: System) -> None:
         system.submitted()

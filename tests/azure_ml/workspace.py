@@ -107,6 +107,7 @@ class Workspace:
             ("GET", f"/jobs/{_NAME}", self._get_job),
             ("PUT", f"/jobs/{_NAME}", self._put_job),
             ("POST", f"/jobs/{_NAME}/cancel", self._cancel_job),
+            ("DELETE", f"/jobs/{_NAME}", self._delete_job),
         ]
 
     def answer(self, call: Call) -> Answer:
@@ -333,6 +334,11 @@ class Workspace:
         if job.cancels == 1:
             self.canceled(job)
         return answer
+
+    def _delete_job(self, _: Call, name: str) -> Answer:
+        with self.lock:
+            self.jobs.delete(name)
+            return self.operations.begin_by_location()
 
 
 def _is_shown(resource: Resource, view: str) -> bool:

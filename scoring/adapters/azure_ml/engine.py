@@ -25,6 +25,7 @@ log = logging.getLogger("scoring.azure_ml")
 EXPERIMENT = "fleet-scoring"
 
 _RUNNING = "Running"
+_FINALIZING = "Finalizing"
 _ENDED = {
     "Completed": EngineState.COMPLETED,
     "Failed": EngineState.FAILED,
@@ -78,6 +79,7 @@ class AzureMLEngine:
             # The service refuses a name that it knows, unless the bodies are equal; and another
             # version may have been published since the answer to the first submit was lost.
             if not self._is_accepted(order):
+                self._check_published(publication)
                 raise
         # Whoever canceled the run before there was a job has marked it, and looks for a job again
         # after that: one of the two sees what the other did.
@@ -137,8 +139,10 @@ class AzureMLEngine:
         except Transient:
             raise
         except ScoringError:
+            # One that collects its outputs refuses, too (https://github.com/Azure/azureml-assets/
+            # pull/2496), and ends without being told to.
             job = self._find(run_id)
-            if job is not None and _status(job) not in _ENDED:
+            if job is not None and _status(job) not in {*_ENDED, _FINALIZING}:
                 raise
             return job is not None
         return True
@@ -152,6 +156,19 @@ class AzureMLEngine:
             )
             raise Misconfigured([problem])
         return publication
+
+    def _check_published(self, publication: Publication) -> None:
+        """Raise `Misconfigured` if the published pipeline was deleted from the workspace."""
+        name, _, version = publication.pipeline.rpartition("/components/")[2].split("/")
+        what = f"component {name}:{version}"
+        try:
+            self._workspace.ask(what, lambda client: client.components.get(name, version))
+        except NotFound as error:
+            problem = f"the published {what} is no longer there: `azure-ml publish` makes it again"
+            raise Misconfigured([problem]) from error
+        except ScoringError as error:
+            # The refusal of the job counts.
+            log.info("azure_ml.no_pipeline", extra={"cause": str(error)})
 
     def _open(self, run_id: str, job: "Job", status: str, link: str) -> EngineReport:
         # A job that waits has no steps yet.
