@@ -19,9 +19,9 @@ class Fault:
     method, path, host
         Which requests: any method where none is given; `path` and `host` are regular expressions
         that are searched for. ``CONNECT`` lets no new connection to the host come about.
-    status, headers, body
-        Answered instead of handling the request. The SDK takes ``Retry-After: 0`` for none, and
-        then waits 0, 1.6, 3.2, ... s: to be quick, say 0.01.
+    status, headers, body, content
+        Answered instead of handling the request, `body` as JSON or `content` as it is. The SDK
+        takes ``Retry-After: 0`` for none, and then waits 0, 1.6, 3.2, ... s: to be quick, say 0.01.
     drop
         Break the connection before the request is handled.
     lose_answer
@@ -40,6 +40,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: Any = None
+    content: bytes | None = None
     drop: bool = False
     lose_answer: bool = False
     delay: float = 0.0

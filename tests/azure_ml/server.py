@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             if body is None:
                 error = {"code": "ServerBusy", "message": "Try again later."}
                 body = {"error": error}
-            return Answer(fault.status, body, dict(fault.headers))
+            return Answer(fault.status, body, dict(fault.headers), fault.content)
         answer = self._ask(call)
         if fault.lose_answer:
             raise _Broken

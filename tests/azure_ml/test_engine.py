@@ -1100,6 +1100,73 @@ class TestIdentity:
             system.report()
 
 
+BODIES = {
+    **{"cut off": b'{"id": "/subscriptions/3d', "empty": b"", "of a proxy": b"<html></html>"},
+    **{"null": b"null", "list": b"[]", "object": b"{}", "text": b'"x"', "deep": b"[" * 100_000},
+    **{"no properties": b'{"properties": null}', "odd properties": b'{"properties": []}'},
+    "odd values": b'{"properties": {"jobType": "Pipeline", "status": 5, "inputs": [1]}}',
+}
+ASKED = {
+    **{"job": "/jobs/r1$", "cancel": "/cancel", "workspace": "/workspaces/fleet$"},
+    **{"cluster": "/computes/", "steps": "/children", "details": "/details"},
+    **{"discovery": "/discovery", "token": "/msi/token"},
+}
+
+
+class TestOddAnswers:
+    """Whatever a service, or what stands before it, answers to any request of any use."""
+
+    @pytest.mark.parametrize("asked", ASKED)
+    @pytest.mark.parametrize("body", BODIES)
+    @pytest.mark.parametrize(
+        "status",
+        ["Running", *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("", "Failed"))],
+    )
+    def test_an_answer_of_another_form_is_an_error_of_this_project_and_makes_no_second_job(
+        self, system: System, status: str, body: str, asked: str
+    ) -> None:
+        if status:
+            system.submitted()
+            system.plane.set_status("r1", "Running")
+            system.plane.add_child("r1")
+        if status == "Failed":
+            system.plane.fail("r1", "Oh no", {"user_logs/a": "x"})
+        fault = {"path": ASKED[asked], "status": 200, "content": BODIES[body], "times": None}
+        system.plane.fault(**fault)
+        uses: list[Callable[[AzureMLEngine], object]] = [
+            lambda engine: engine.submit(order_of("r1")),
+            lambda engine: engine.poll("r1"),
+            lambda engine: engine.cancel("r1"),
+        ]
+
+        for use in uses:
+            # Any other error fails the test.
+            with suppress(ScoringError):
+                use(system.new_engine(retries=0))
+
+        system.plane.faults.clear()
+        system.submitted()
+        assert system.plane.created_jobs == ["r1"] or system.report().state == EngineState.CANCELED
+
+    @pytest.mark.parametrize("use", ["submit", "poll", "cancel"])
+    def test_an_answer_that_was_cut_off_is_transient(self, system: System, use: str) -> None:
+        system.submitted()
+        system.plane.fault(path="/jobs/r1", status=200, content=BODIES["cut off"], times=None)
+        engine = system.new_engine(retries=0)
+        uses: dict[str, Callable[[], object]] = {
+            "submit": lambda: engine.submit(order_of("r1")),
+            "poll": lambda: engine.poll("r1"),
+            "cancel": lambda: engine.cancel("r1"),
+        }
+
+        if use == "cancel":
+            # Its answer says nothing.
+            uses[use]()
+            return
+        with pytest.raises(Transient):
+            uses[use]()
+
+
 def test_an_error_has_no_colors(plane: ControlPlane) -> None:
     def refuse(_: object) -> None:
         message = "\x1b[1m\x1b[31mError: \x1b[0mno such file"

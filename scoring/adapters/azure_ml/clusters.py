@@ -5,7 +5,6 @@ from typing import Any
 
 from scoring.adapters.azure_ml.rest import BRIEF, connect, read_json
 from scoring.adapters.azure_ml.workspace import Workspace
-from scoring.errors import ScoringError
 
 _RESOURCE_MANAGER = "https://management.azure.com"
 _SCOPE = f"{_RESOURCE_MANAGER}/.default"
@@ -27,13 +26,9 @@ def describe_cluster(workspace: Workspace, name: str) -> str:
     ScoringError
         The cluster cannot be read, or has an unknown form.
     """
-    what = f"cluster {name}"
-    try:
-        resource = workspace.ask(what, lambda _: _read(workspace, name))
-        return ", ".join(_facts(resource["properties"]))
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        message = f"Azure ML answered in an unknown form for {what}"
-        raise ScoringError(message) from error
+    return workspace.ask(
+        f"cluster {name}", lambda _: ", ".join(_facts(_read(workspace, name)["properties"]))
+    )
 
 
 def _read(workspace: Workspace, name: str) -> dict[str, Any]:

@@ -197,6 +197,8 @@ class AzureMLEngine:
         """Return how the job's cluster stands, or nothing if it cannot be read."""
         settings = getattr(job, "settings", None)
         cluster = str(getattr(settings, "default_compute", None) or "").rpartition("/")[2]
+        if not cluster:
+            return []
         try:
             return [describe_cluster(self._workspace, cluster)]
         except ScoringError as error:

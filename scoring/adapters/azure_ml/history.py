@@ -93,12 +93,7 @@ class RunHistory:
         ScoringError
             Run history does not answer, or answers in an unknown form.
         """
-        what = f"steps of job {name}"
-        try:
-            return self._workspace.ask(what, lambda _: self._steps(name))
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            message = f"run history answered in an unknown form for {what}"
-            raise ScoringError(message) from error
+        return self._workspace.ask(f"steps of job {name}", lambda _: self._steps(name))
 
     def failure(self, name: str) -> tuple[str, tuple[LogTail, ...]]:
         """Give the cause in one line, and the ends of the logs of what failed.
@@ -114,12 +109,9 @@ class RunHistory:
         except Transient:
             raise
         except ScoringError as error:
-            # It has failed all the same.
+            # It has failed all the same. No specification says what run history answers.
+            log.warning("azure_ml.no_history", extra={"run": name}, exc_info=error)
             return f"failed; why could not be read: {error}", ()
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            # No specification says what run history answers, nor does everybody who answers for it.
-            log.warning("azure_ml.odd_history", extra={"run": name}, exc_info=error)
-            return "failed; why could not be read: run history answers as it never did before", ()
 
     def _steps(self, name: str) -> list[StepRun]:
         with connect(self._workspace, _SCOPE, **BRIEF) as client:

@@ -45,6 +45,12 @@ deleted at 07/17/2023 16:50:49 +00:00, it cannot be recreated. Please try again 
 version." The code is ``UserError``, as that of every refusal; no source tells the status.
 """
 
+_ODD = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the SDK, and who reads an answer here, raises of one in another form, such as a proxy's."""
+
+_ERROR = 400
+"""Statuses below say of an error that an answer came and was damaged on its way."""
+
 _UNAUTHORIZED, _FORBIDDEN, _UNKNOWN = 401, 403, 404
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _LENGTH = 500
@@ -115,7 +121,7 @@ class Workspace:
         ------
         NotFound, Misconfigured, Transient, VersionDeleted, ScoringError
             It does not exist; access is denied; it may succeed later; it is a version that was
-            deleted; the service refuses it.
+            deleted; the service refuses it, or answers in an unknown form.
         """
         try:
             return self._once(what, question)
@@ -150,10 +156,14 @@ class Workspace:
             return self._signed_in()
 
     def _once(self, what: str, question: Callable[["MLClient"], _Answer]) -> _Answer:
+        client = self._connected()
         try:
-            return question(self._connected())
+            return question(client)
         except AzureError as error:
             raise translate(error, what) from error
+        except _ODD as error:
+            message = f"Azure ML answered in an unknown form for {what}"
+            raise ScoringError(message) from error
 
     def _connected(self) -> "MLClient":
         with self._lock:
@@ -220,6 +230,8 @@ def _by_status(error: AzureError, what: str, text: str) -> ScoringError:
         return Misconfigured([f"Azure ML denies access to {what}: {text}"])
     if isinstance(error, ClientAuthenticationError):
         return Misconfigured([f"no identity to ask Azure ML for {what} with: {text}"])
-    if isinstance(error, ServiceRequestError | ServiceResponseError) or status in _BUSY:
+    is_damaged = status is not None and status < _ERROR
+    is_lost = isinstance(error, ServiceRequestError | ServiceResponseError)
+    if is_lost or is_damaged or status in _BUSY:
         return Transient(f"Azure ML does not answer for {what}: {text}")
     return ScoringError(f"Azure ML refused {what}: {text}")
