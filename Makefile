@@ -67,9 +67,9 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 	@touch $@
 
 # Microsoft's Functions worker, for tests: it asks for Python 3.13, and runs on 3.11 as well.
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.txt tests/worker/requirements.txt $(VENV)/.runtime
 	$(INSTALL) -r requirements-dev.txt
-	$(INSTALL) --no-deps --ignore-requires-python azure-functions-runtime==1.3.0
+	$(INSTALL) --no-deps --ignore-requires-python -r tests/worker/requirements.txt
 	@touch $@
 
 $(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
