@@ -192,7 +192,7 @@ def test_a_version_of_an_environment_never_changes(plane: ControlPlane) -> None:
     client = connect(plane)
     for _ in range(2):
         client.environments.create_or_update(Environment(name="scoring", version="1", image="a"))
-    with pytest.raises(ResourceExistsError, match="immutable"):
+    with pytest.raises(ResourceExistsError, match="cannot be changed"):
         client.environments.create_or_update(Environment(name="scoring", version="1", image="b"))
     assert client.environments.get("scoring", "1").image == "a"
     assert client.environments.get("scoring", label="latest").version == "1"
